@@ -1,0 +1,57 @@
+# The commands of the project; `make help` lists them.
+VENV := .venv/bin
+PORT ?= 4000
+PIP_INSTALL := $(VENV)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help setup serve test lint format bench lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.runtime ## create .venv with the undercroft command in it
+
+serve: setup ## run the node on 127.0.0.1:4000 with its data in ./data
+	exec $(VENV)/undercroft serve --data-dir data --host 127.0.0.1 --port $(PORT)
+
+test: .venv/.dev ## set up everything, lint, type check and run all tests
+	scripts/install-debian-packages tests/clients/debian-packages.txt
+	$(MAKE) --no-print-directory lint
+	$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.dev ## ruff and mypy
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+format: .venv/.dev ## let ruff format and sort
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix .
+
+bench: .venv/.bench ## measure against peers; results go to benchmarks/results
+	scripts/install-debian-packages benchmarks/debian-packages.txt
+	$(VENV)/python -m benchmarks
+
+lock: ## renew requirements/*.lock from pyproject.toml (needs uv)
+	uv pip compile -q pyproject.toml --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements/runtime.lock
+	uv pip compile -q pyproject.toml --upgrade --group dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -c requirements/runtime.lock -o requirements/dev.lock
+	uv pip compile -q pyproject.toml --upgrade --group bench --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -c requirements/dev.lock -o requirements/bench.lock
+
+clean: ## remove .venv and caches, never ./data
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	scripts/create-venv
+
+# Hashes are required, so what is installed is what was locked.
+.venv/.runtime: requirements/runtime.lock pyproject.toml | .venv/bin/python
+	$(PIP_INSTALL) --require-hashes -r requirements/runtime.lock
+	$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+.venv/.dev: requirements/dev.lock .venv/.runtime
+	$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
+	touch $@
+
+.venv/.bench: requirements/bench.lock .venv/.dev
+	$(PIP_INSTALL) --require-hashes -r requirements/bench.lock
+	touch $@

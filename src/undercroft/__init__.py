@@ -1,0 +1,1 @@
+"""Undercroft: a build cache node."""
