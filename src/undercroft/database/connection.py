@@ -1,0 +1,257 @@
+"""Every connection the node has to SQLite, and what each may do.
+
+A `Database` is one file. Its writer thread owns the only connection that writes, so that inside the
+process nobody ever meets a lock and nobody starves: work is done in the order it was submitted.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from undercroft.database.schema import Schema, check_file, migrate
+from undercroft.errors import ClosedError
+
+T = TypeVar("T")
+
+# How long SQLite itself waits for a lock of another process before it answers "busy". Short, because
+# the buffers retry on their own, and what else wants the writer thread must get its turn meanwhile.
+BUSY_TIMEOUT_MS = 100
+
+# A checkpoint starts when the WAL holds this many pages (4 MiB), as SQLite does by default.
+CHECKPOINT_PAGES = 1_000
+
+# A background checkpoint never catches up with a writer that does not pause, and a WAL is only reused
+# from its beginning once it is copied whole. From this size on (64 MiB) the writer itself copies the
+# little that the background left over.
+WAL_LIMIT_PAGES = 16_384
+
+PRAGMAS: tuple[tuple[str, str | int, str], ...] = (
+    (
+        "auto_vacuum",
+        "INCREMENTAL",
+        "pages that deletes leave can be given back; only takes in a new file",
+    ),
+    ("journal_mode", "WAL", "readers never wait for the writer, a commit is one append"),
+    ("busy_timeout", BUSY_TIMEOUT_MS, "see BUSY_TIMEOUT_MS"),
+    ("wal_autocheckpoint", 0, "a checkpoint inside a commit costs that flush 20-60 ms"),
+    ("journal_size_limit", 64 << 20, "a WAL that grew under load is cut when it is reused"),
+    ("cache_size", -65_536, "64 MiB: keys are hashes, every row touches another index page"),
+    ("temp_store", "MEMORY", "sorting never writes files beside the data"),
+    ("foreign_keys", 1, "SQLite leaves them off by default"),
+    ("trusted_schema", 0, "no function of ours is meant to be called from a file's schema"),
+)
+
+
+def open_connection(path: Path, *, synchronous: str = "NORMAL", read_only: bool = False) -> apsw.Connection:
+    """Opens `path` with every PRAGMA set.
+
+    `synchronous` is NORMAL (a commit survives the death of the process, the last ones may be lost
+    with the power) or FULL (every commit is on the medium, several times slower for one client).
+    """
+    connection = apsw.Connection(str(path))
+    try:
+        # First of all: even setting the journal mode may meet the lock of another process.
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        for name, value, _ in PRAGMAS:
+            connection.pragma(name, value)
+        connection.pragma("synchronous", synchronous)
+        if read_only:
+            connection.pragma("query_only", 1)
+    except apsw.Error:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def transaction(connection: apsw.Connection) -> Iterator[None]:
+    """One write transaction. IMMEDIATE: a lock is met here, before any work is done."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # Some errors (disk full, I/O) have already rolled back when they reach us.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+class ConnectionThread:
+    """A thread that owns one connection and runs functions on it in the order of their submission."""
+
+    def __init__(self, name: str, open_in_thread: Callable[[], apsw.Connection]) -> None:
+        self._open = open_in_thread
+        self._jobs: queue.SimpleQueue[Callable[[apsw.Connection], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._opened: queue.SimpleQueue[apsw.Error | None] = queue.SimpleQueue()
+        self._accepts = False
+
+    def open(self) -> None:
+        """Starts the thread and waits for its connection. Raises what SQLite raised."""
+        self._thread.start()
+        error = self._opened.get()
+        if error is not None:
+            self._thread.join()
+            raise error
+        self._accepts = True
+
+    def _work(self) -> None:
+        try:
+            connection = self._open()
+        except apsw.Error as error:
+            self._opened.put(error)
+            return
+        self._opened.put(None)
+        while (job := self._jobs.get()) is not None:
+            job(connection)
+        connection.close()
+
+    def post(self, job: Callable[[apsw.Connection], None]) -> None:
+        """Submits a job nobody waits for. It must not raise."""
+        if self._accepts:
+            self._jobs.put(job)
+
+    async def run(self, function: Callable[[apsw.Connection], T]) -> T:
+        """Runs `function` in the thread and answers its result, or raises what it raised.
+
+        If the caller is cancelled the function still runs.
+        """
+        if not self._accepts:
+            raise ClosedError(f"{self._thread.name} is closed")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def job(connection: apsw.Connection) -> None:
+            outcome: Callable[[], None]
+            try:
+                result = function(connection)
+            except BaseException as error:  # noqa: BLE001  # handed to the caller, who raises it
+                outcome = _setter(answer.set_exception, error)
+            else:
+                outcome = _setter(answer.set_result, result)
+            # A loop that is already gone has nobody left to tell.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_tell, answer, outcome)
+
+        self._jobs.put(job)
+        return await answer
+
+    async def close(self) -> None:
+        """Finishes what was submitted, closes the connection, ends the thread. Idempotent."""
+        if self._accepts:
+            self._accepts = False
+            self._jobs.put(None)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+
+def _setter(method: Callable[[Any], None], value: Any) -> Callable[[], None]:
+    return lambda: method(value)
+
+
+def _tell(answer: "asyncio.Future[Any]", outcome: Callable[[], None]) -> None:
+    if not answer.done():
+        outcome()
+
+
+class Database:
+    """One SQLite file: a writer, a reader for long queries, a reader for point queries, checkpoints.
+
+    The constructor touches nothing; `open` does. Raises `DatabaseFileError` for a file that is
+    damaged, foreign or newer, and leaves it as it was.
+    """
+
+    def __init__(self, path: Path, schema: Schema, *, synchronous: str = "NORMAL") -> None:
+        self.path = path
+        self._schema = schema
+        self._synchronous = synchronous
+        self._point_reader: apsw.Connection | None = None
+        self._writer = self._thread("writer", self._open_writer)
+        self._reader = self._thread("reader", self._open_reader)
+        self._checkpointer = self._thread("checkpointer", self._open_reader_writer)
+        self._checkpoint_due = False
+        self.checkpoint_failures = 0
+
+    def _thread(self, role: str, opener: Callable[[], apsw.Connection]) -> ConnectionThread:
+        return ConnectionThread(f"{self.path.stem}-{role}", opener)
+
+    def _open_writer(self) -> apsw.Connection:
+        connection = self._open_reader_writer()
+        connection.set_wal_hook(self._on_commit)
+        return connection
+
+    def _open_reader_writer(self) -> apsw.Connection:
+        return open_connection(self.path, synchronous=self._synchronous)
+
+    def _open_reader(self) -> apsw.Connection:
+        return open_connection(self.path, read_only=True)
+
+    def open(self) -> None:
+        """Checks the file, migrates it and starts the threads. Blocks; call it before serving."""
+        check_file(self.path, self._schema)
+        connection = open_connection(self.path, synchronous=self._synchronous)
+        try:
+            with transaction(connection):
+                migrate(connection, self._schema)
+        finally:
+            connection.close()
+        self._point_reader = self._open_reader()
+        for thread in (self._writer, self._reader, self._checkpointer):
+            thread.open()
+
+    async def write(self, function: Callable[[apsw.Connection], T]) -> T:
+        """Runs `function` on the writer. It opens its own `transaction`."""
+        return await self._writer.run(function)
+
+    async def read(self, function: Callable[[apsw.Connection], T]) -> T:
+        """Runs a query that may take long, off the event loop."""
+        return await self._reader.run(function)
+
+    def find(self, sql: str, *values: "apsw.SQLiteValue") -> tuple[Any, ...] | None:
+        """The first row of a point query, run at once on the caller's thread (the event loop's).
+
+        Only for a look-up through an index: some 10 microseconds, less than a hand-over to a thread.
+        """
+        if self._point_reader is None:
+            raise ClosedError(f"{self.path.name} is not open")
+        return self._point_reader.execute(sql, values).fetchone()
+
+    def _on_commit(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        """Called by SQLite in the writer thread after each commit with the size of the WAL."""
+        if pages >= CHECKPOINT_PAGES and not self._checkpoint_due:
+            self._checkpoint_due = True
+            self._checkpointer.post(self._checkpoint)
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self, connection: apsw.Connection) -> None:
+        try:
+            in_wal, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error:
+            # Locked or no space: the WAL keeps everything, the next commit asks again.
+            self.checkpoint_failures += 1
+            in_wal = copied = 0
+        if copied < in_wal and in_wal >= WAL_LIMIT_PAGES:
+            self._writer.post(self._restart_wal)
+        self._checkpoint_due = False
+
+    def _restart_wal(self, connection: apsw.Connection) -> None:
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+        except apsw.Error:
+            self.checkpoint_failures += 1
+
+    async def close(self) -> None:
+        """Finishes submitted work and closes every connection; the last one empties the WAL. Idempotent."""
+        await self._reader.close()
+        await self._writer.close()
+        await self._checkpointer.close()
+        if self._point_reader is not None:
+            self._point_reader.close()
+            self._point_reader = None

@@ -1,0 +1,65 @@
+"""The errors the node raises on purpose. What each becomes on the wire is said in `api/errors.py`."""
+
+
+class UndercroftError(Exception):
+    """Something the node foresaw. The message says what is wrong, with which value, and what to do."""
+
+
+class SettingsError(UndercroftError):
+    """Settings are wrong or unknown; the message lists all of them."""
+
+
+class DataDirectoryError(UndercroftError):
+    """The data directory cannot be used as it is."""
+
+
+class ListenError(UndercroftError):
+    """The address cannot be listened on."""
+
+
+class DatabaseFileError(UndercroftError):
+    """A database file is damaged, foreign, or of a newer version. It was left untouched."""
+
+
+class DatabaseLockedError(UndercroftError):
+    """Another process keeps a database locked for longer than the retries last."""
+
+
+class ClosedError(UndercroftError):
+    """Something was used after it was closed, or before it was opened."""
+
+
+class BufferFullError(UndercroftError):
+    """A buffer is at its bound and found no room in time. The event was not accepted."""
+
+
+class CommitTimeoutError(UndercroftError):
+    """A row was not committed in time. It is still in the buffer and may be committed later."""
+
+
+class RowRefusedError(UndercroftError):
+    """The database refuses this very row. It was set aside; the rest of its batch was committed."""
+
+
+class InvalidKeyError(UndercroftError):
+    """A component of a key is not safe to use as a file name."""
+
+
+class CapacityError(UndercroftError):
+    """The artifact does not fit on the disk now."""
+
+
+class TooLargeError(UndercroftError):
+    """The artifact or body is larger than the node ever accepts."""
+
+
+class DigestMismatchError(UndercroftError):
+    """The bytes that arrived are not those the client announced."""
+
+
+class IncompleteBodyError(UndercroftError):
+    """The body ended before its declared length, or the client went away."""
+
+
+class BodyTimeoutError(UndercroftError):
+    """The client stopped sending its body."""
