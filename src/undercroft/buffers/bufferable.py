@@ -1,0 +1,105 @@
+"""The contract between the buffer mechanism and a table."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+import apsw
+import msgspec
+
+StateT = TypeVar("StateT")
+EventT = TypeVar("EventT", contravariant=True)
+"""Whatever the table merges: one thing that happened to one row."""
+
+
+class QueueStats(NamedTuple):
+    """What waits in a state: rows to write and an estimate of their size in bytes."""
+
+    rows: int
+    bytes: int
+
+
+class Batch(NamedTuple):
+    """Entries for one statement. `operation` is the label under which it is counted."""
+
+    operation: str
+    entries: Sequence[msgspec.Struct]
+
+
+class Bufferable(Protocol[StateT, EventT]):
+    """What a table brings to a `SQLiteBuffer`.
+
+    A state is a plain value of the table's choice that only these methods read or change. All but
+    `write_batch` run on the event loop: they must not block, raise, or take longer per event as the
+    state grows. Entries are `msgspec.Struct`s with `array_like=True`, so that a batch is encoded as
+    a JSON array of arrays, for SQLite and for the spill file alike.
+    """
+
+    buffer_name: str
+    """The `buffer` label of every series, and the stem of the spill file."""
+
+    entry_types: ClassVar[dict[str, type[msgspec.Struct]]]
+    """Each operation with the type of its entries, in the order in which they are written."""
+
+    def init_state(self) -> StateT:
+        """A new, empty state."""
+        ...
+
+    def handle_event(self, state: StateT, event: EventT) -> None:
+        """Merges an event into the state by the table's rule; per key the last event wins."""
+        ...
+
+    def flush_batches(self, state: StateT, max_batch_size: int) -> tuple[list[Batch], StateT]:
+        """All that is pending as batches of at most `max_batch_size` entries, and the state that follows.
+
+        The old state is left as it was: `pending` still asks it while the batches are written.
+        """
+        ...
+
+    def restore(self, state: StateT, batch: Batch) -> None:
+        """Puts a batch that was not committed back, *under* whatever has come since for the same keys."""
+        ...
+
+    def queue_stats(self, state: StateT) -> QueueStats:
+        """What waits, in constant time."""
+        ...
+
+    def queue_empty(self, state: StateT) -> bool:
+        """Whether nothing waits."""
+        ...
+
+    def pending(self, state: StateT, key: Any) -> Any | None:
+        """What the state would make of the row with this key, None if it says nothing about it.
+
+        The shape of the answer is the table's own; absence by a pending delete is not None.
+        """
+        ...
+
+    def row_key(self, event: EventT) -> Hashable:
+        """The key under which an entry made of this event may be refused."""
+        ...
+
+    def entry_key(self, entry: Any) -> Hashable:
+        """The same key, of an entry."""
+        ...
+
+    def sheddable(self, event: EventT) -> bool:
+        """Whether the event may be dropped under pressure because it only says "this was used"."""
+        ...
+
+    def write_batch(self, connection: apsw.Connection, operation: str, entries: Sequence[Any]) -> None:
+        """Writes the entries with ONE statement, inside the caller's transaction, in the writer's thread.
+
+        Idempotent: a spilled batch may be written again. Raises what SQLite raises.
+        """
+        ...
+
+
+def in_batches(operation: str, entries: Iterable[msgspec.Struct], size: int) -> list[Batch]:
+    """Cuts entries into batches of at most `size`."""
+    rows = list(entries)
+    return [Batch(operation, rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def as_json(entries: Sequence[Any]) -> str:
+    """Entries as the JSON array of arrays that a statement reads through `json_each`."""
+    return msgspec.json.encode(entries).decode()

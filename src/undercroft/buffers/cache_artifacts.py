@@ -1,0 +1,147 @@
+"""The buffer of what is known about artifacts."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+import apsw
+import msgspec
+
+from undercroft.buffers.bufferable import Batch, QueueStats, as_json, in_batches
+from undercroft.clock import now_us
+
+ACCESSES = "cas_accesses"
+DELETES = "cas_deletes"
+
+# What Python and the dictionaries hold for one entry beside its strings, measured with tracemalloc.
+ENTRY_OVERHEAD_BYTES = 350
+
+
+class ArtifactAccess(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The artifact under `key` was stored, or served, at `accessed_at` (microseconds since the epoch).
+
+    `stored` tells the two apart: a store must reach the table, an access may be shed. Without a
+    digest (64 lowercase hex digits of SHA-256) the table keeps the one it has.
+    """
+
+    key: str
+    size_bytes: int
+    accessed_at: int
+    content_sha256: str | None = None
+    stored: bool = False
+
+
+class ArtifactDelete(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The artifact under `key` is gone."""
+
+    key: str
+
+
+ArtifactEvent: TypeAlias = ArtifactAccess | ArtifactDelete
+
+
+@dataclass(slots=True)
+class CacheArtifactsState:
+    """A key is in at most one of the two."""
+
+    accesses: dict[str, ArtifactAccess] = field(default_factory=dict)
+    deletes: dict[str, ArtifactDelete] = field(default_factory=dict)
+    key_bytes: int = 0
+
+
+class CacheArtifactsBuffer:
+    """Table `cache_artifacts`: an access cancels a pending delete of its key, a delete a pending access."""
+
+    buffer_name = "cas_artifacts"
+    entry_types: ClassVar[dict[str, type[msgspec.Struct]]] = {
+        ACCESSES: ArtifactAccess,
+        DELETES: ArtifactDelete,
+    }
+
+    def init_state(self) -> CacheArtifactsState:
+        """An empty state."""
+        return CacheArtifactsState()
+
+    def handle_event(self, state: CacheArtifactsState, event: ArtifactEvent) -> None:
+        """The last event of a key wins; an access keeps what a pending store said."""
+        if event.key not in state.accesses and event.key not in state.deletes:
+            state.key_bytes += len(event.key)
+        if isinstance(event, ArtifactDelete):
+            state.accesses.pop(event.key, None)
+            state.deletes[event.key] = event
+        else:
+            state.deletes.pop(event.key, None)
+            state.accesses[event.key] = _merged(state.accesses.get(event.key), event)
+
+    def flush_batches(
+        self, state: CacheArtifactsState, max_batch_size: int
+    ) -> tuple[list[Batch], CacheArtifactsState]:
+        """Accesses first, then deletes."""
+        batches = in_batches(ACCESSES, state.accesses.values(), max_batch_size)
+        batches += in_batches(DELETES, state.deletes.values(), max_batch_size)
+        return batches, CacheArtifactsState()
+
+    def restore(self, state: CacheArtifactsState, batch: Batch) -> None:
+        """What has come since for a key wins; a newer access keeps what the restored store said."""
+        event: Any
+        for event in batch.entries:
+            newer = state.accesses.get(event.key)
+            if newer is None and event.key not in state.deletes:
+                self.handle_event(state, event)
+            elif newer is not None and isinstance(event, ArtifactAccess):
+                state.accesses[event.key] = _merged(event, newer)
+
+    def queue_stats(self, state: CacheArtifactsState) -> QueueStats:
+        """One row per key."""
+        rows = len(state.accesses) + len(state.deletes)
+        return QueueStats(rows, state.key_bytes + rows * ENTRY_OVERHEAD_BYTES)
+
+    def queue_empty(self, state: CacheArtifactsState) -> bool:
+        """Whether no key has an event."""
+        return not state.accesses and not state.deletes
+
+    def pending(self, state: CacheArtifactsState, key: Any) -> ArtifactEvent | None:
+        """The pending store or delete. An access that stored nothing says nothing new of the row."""
+        access = state.accesses.get(key)
+        if access is not None and access.stored:
+            return access
+        return state.deletes.get(key)
+
+    def row_key(self, event: ArtifactEvent) -> Hashable:
+        """The key."""
+        return event.key
+
+    def entry_key(self, entry: ArtifactEvent) -> Hashable:
+        """The key."""
+        return entry.key
+
+    def sheddable(self, event: ArtifactEvent) -> bool:
+        """Accesses that stored nothing are."""
+        return isinstance(event, ArtifactAccess) and not event.stored
+
+    def write_batch(self, connection: apsw.Connection, operation: str, entries: Sequence[Any]) -> None:
+        """Upserts accesses with the time of the flush, or deletes by the list of keys."""
+        sql = UPSERT if operation == ACCESSES else DELETE
+        connection.execute(sql, {"entries": as_json(entries), "now": now_us()})
+
+
+def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAccess:
+    """A store speaks for itself. An access on top of a pending store only moves its time."""
+    if older is None or newer.stored or not older.stored:
+        return newer
+    at = max(older.accessed_at, newer.accessed_at)
+    return msgspec.structs.replace(older, accessed_at=at)
+
+
+# "WHERE true" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
+UPSERT = """
+INSERT INTO cache_artifacts (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at)
+SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now FROM json_each(:entries) WHERE true
+ON CONFLICT (key) DO UPDATE SET
+    size_bytes = excluded.size_bytes,
+    content_sha256 = coalesce(excluded.content_sha256, content_sha256),
+    last_accessed_at = excluded.last_accessed_at,
+    updated_at = excluded.updated_at
+"""
+
+DELETE = "DELETE FROM cache_artifacts WHERE key IN (SELECT value ->> 0 FROM json_each(:entries))"

@@ -1,0 +1,131 @@
+"""The buffer of key value entries."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+import apsw
+import msgspec
+
+from undercroft.buffers.bufferable import Batch, QueueStats, as_json, in_batches
+from undercroft.clock import now_us
+
+WRITES = "key_values"
+ACCESSES = "key_value_accesses"
+
+# What Python and the dictionaries hold for one entry beside its strings, measured with tracemalloc.
+ENTRY_OVERHEAD_BYTES = 250
+
+
+class KeyValueWrite(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The value of `key` is now `json_payload`."""
+
+    key: str
+    json_payload: str
+
+
+class KeyValueAccess(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`key` was read at `accessed_at`, in microseconds since the epoch."""
+
+    key: str
+    accessed_at: int
+
+
+KeyValueEvent: TypeAlias = KeyValueWrite | KeyValueAccess
+
+
+@dataclass(slots=True)
+class KeyValueState:
+    """At most one event per key."""
+
+    events: dict[str, KeyValueEvent] = field(default_factory=dict)
+    bytes: int = 0
+
+
+class KeyValueBuffer:
+    """Table `key_value_entries`: the newest write wins; an access counts only where nothing is pending."""
+
+    buffer_name = "key_values"
+    entry_types: ClassVar[dict[str, type[msgspec.Struct]]] = {WRITES: KeyValueWrite, ACCESSES: KeyValueAccess}
+
+    def init_state(self) -> KeyValueState:
+        """An empty state."""
+        return KeyValueState()
+
+    def handle_event(self, state: KeyValueState, event: KeyValueEvent) -> None:
+        """A write replaces what is pending for its key; an access never does."""
+        previous = state.events.get(event.key)
+        if previous is not None:
+            if isinstance(event, KeyValueAccess):
+                return
+            state.bytes -= _size(previous)
+        state.events[event.key] = event
+        state.bytes += _size(event)
+
+    def flush_batches(self, state: KeyValueState, max_batch_size: int) -> tuple[list[Batch], KeyValueState]:
+        """Writes first, then accesses."""
+        writes = [event for event in state.events.values() if isinstance(event, KeyValueWrite)]
+        accesses = [event for event in state.events.values() if isinstance(event, KeyValueAccess)]
+        batches = in_batches(WRITES, writes, max_batch_size)
+        batches += in_batches(ACCESSES, accesses, max_batch_size)
+        return batches, KeyValueState()
+
+    def restore(self, state: KeyValueState, batch: Batch) -> None:
+        """A write comes back unless a newer one is there, and under a newer access."""
+        event: Any
+        for event in batch.entries:
+            newer = state.events.get(event.key)
+            if newer is None or (isinstance(event, KeyValueWrite) and isinstance(newer, KeyValueAccess)):
+                self.handle_event(state, event)
+
+    def queue_stats(self, state: KeyValueState) -> QueueStats:
+        """One row per key."""
+        return QueueStats(len(state.events), state.bytes)
+
+    def queue_empty(self, state: KeyValueState) -> bool:
+        """Whether no key has an event."""
+        return not state.events
+
+    def pending(self, state: KeyValueState, key: Any) -> KeyValueWrite | None:
+        """The pending write, if any. An access says nothing about the value."""
+        event = state.events.get(key)
+        return event if isinstance(event, KeyValueWrite) else None
+
+    def row_key(self, event: KeyValueEvent) -> Hashable:
+        """The key."""
+        return event.key
+
+    def entry_key(self, entry: KeyValueEvent) -> Hashable:
+        """The key."""
+        return entry.key
+
+    def sheddable(self, event: KeyValueEvent) -> bool:
+        """Accesses are."""
+        return isinstance(event, KeyValueAccess)
+
+    def write_batch(self, connection: apsw.Connection, operation: str, entries: Sequence[Any]) -> None:
+        """Upserts writes with the time of the flush, or moves `last_accessed_at` forward."""
+        sql = UPSERT if operation == WRITES else TOUCH
+        connection.execute(sql, {"entries": as_json(entries), "now": now_us()})
+
+
+def _size(event: KeyValueEvent) -> int:
+    payload = len(event.json_payload) if isinstance(event, KeyValueWrite) else 0
+    return len(event.key) + payload + ENTRY_OVERHEAD_BYTES
+
+
+# "WHERE true" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
+UPSERT = """
+INSERT INTO key_value_entries (key, json_payload, last_accessed_at, inserted_at, updated_at)
+SELECT value ->> 0, value ->> 1, :now, :now, :now FROM json_each(:entries) WHERE true
+ON CONFLICT (key) DO UPDATE SET
+    json_payload = excluded.json_payload,
+    last_accessed_at = excluded.last_accessed_at,
+    updated_at = excluded.updated_at
+"""
+
+TOUCH = """
+UPDATE key_value_entries SET last_accessed_at = max(coalesce(last_accessed_at, 0), accessed.at)
+FROM (SELECT value ->> 0 AS key, value ->> 1 AS at FROM json_each(:entries)) AS accessed
+WHERE key_value_entries.key = accessed.key
+"""

@@ -1,0 +1,325 @@
+"""The buffer mechanism: accept events at once, merge them, commit them in batches, lose nothing."""
+
+import asyncio
+import time
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import structlog
+
+from undercroft.buffers.bufferable import Batch, Bufferable, QueueStats
+from undercroft.buffers.commit_waiters import CommitWaiters
+from undercroft.buffers.committer import Committer
+from undercroft.buffers.settings import BufferSettings
+from undercroft.buffers.spill import read_spill, write_spill
+from undercroft.database import Database
+from undercroft.errors import BufferFullError, ClosedError, DatabaseLockedError
+from undercroft.telemetry import events
+from undercroft.telemetry.events import Events
+
+log = structlog.get_logger(__name__)
+
+StateT = TypeVar("StateT")
+EventT = TypeVar("EventT")
+
+# From this share of the bound on, accesses are dropped so that real writes still find room.
+SHED_FROM = 0.8
+
+
+class Ticket(NamedTuple):
+    """Names the flush that will carry an event, and the row the event is about."""
+
+    generation: int
+    key: Hashable
+
+
+SHED = Ticket(0, None)
+
+
+class SQLiteBuffer(Generic[StateT, EventT]):
+    """A write-behind buffer for one table.
+
+    Everything runs on one event loop but the transactions, which run in the database's writer
+    thread. `enqueue` never waits for SQLite. A row leaves memory only after its commit. While one
+    generation of events is being written the next one gathers, so however many wait in `committed`,
+    they share a transaction.
+
+    Life: `open`, then `run` as a task of the owner's, `close`.
+    """
+
+    def __init__(
+        self,
+        table: Bufferable[StateT, EventT],
+        database: Database,
+        telemetry: Events,
+        settings: BufferSettings | None = None,
+    ) -> None:
+        self.name = table.buffer_name
+        self.settings = settings or BufferSettings()
+        self.spill_path: Path = database.path.with_name(f"{self.name}.spill")
+        """Where `close` puts rows that SQLite would not take in time."""
+        self.refused_path: Path = database.path.with_name(f"{self.name}.refused.jsonl")
+        """Where rows are kept that SQLite refuses for what they are."""
+        self._table = table
+        self._telemetry = telemetry
+        self._committer = Committer(table, database, telemetry, self.settings, self.refused_path)
+        self._state = table.init_state()
+        self._in_flight = table.init_state()
+        self._generation = 1
+        self._waiters = CommitWaiters(self.name)
+        self._oldest: float | None = None
+        self._oldest_in_flight: float | None = None
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._room_freed = asyncio.Event()
+        self._flushing = asyncio.Lock()
+        self._accepts = False
+        self._closed = False
+
+    # --- accepting events -------------------------------------------------------------------------
+
+    def enqueue_nowait(self, event: EventT) -> Ticket:
+        """Accepts an event in constant time; raises `BufferFullError` when there is no room.
+
+        It is durable after the commit that carries it: wait with `committed`. An event that only
+        says "used" is shed under pressure, counted but without an error.
+        """
+        if not self._accepts:
+            raise ClosedError(f"buffer {self.name} accepts nothing: it is not open")
+        fill = self._fill()
+        if fill >= SHED_FROM and self._table.sheddable(event):
+            self._telemetry.emit(events.SHED, {"count": 1}, {"buffer": self.name})
+            return SHED
+        if fill >= 1:
+            raise self._no_room()
+        return self._accept(event)
+
+    async def enqueue(self, event: EventT) -> Ticket:
+        """Like `enqueue_nowait`, but waits up to `enqueue_timeout_ms` for room in a full buffer."""
+        if self._fill() >= 1 and not self._table.sheddable(event):
+            await self._wait_for_room()
+        return self.enqueue_nowait(event)
+
+    def _accept(self, event: EventT) -> Ticket:
+        self._table.handle_event(self._state, event)
+        if self._oldest is None:
+            self._oldest = time.monotonic()
+            self._start_timer()
+        if self._table.queue_stats(self._state).rows >= self.settings.max_batch_size:
+            self._wake.set()
+        return Ticket(self._generation, self._table.row_key(event))
+
+    def _fill(self) -> float:
+        """How full the buffer is, as a share of its bound. Rows in flight count: they are in memory."""
+        rows, size = self.queue_stats()
+        return max(rows / self.settings.max_pending_rows, size / self.settings.max_pending_bytes)
+
+    async def _wait_for_room(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.enqueue_timeout_ms / 1_000):
+                while self._fill() >= 1 and self._accepts:
+                    self._wake.set()
+                    await self._room_freed.wait()
+        except TimeoutError:
+            raise self._no_room() from None
+
+    def _no_room(self) -> BufferFullError:
+        self._telemetry.emit(events.REJECTED, {"count": 1}, {"buffer": self.name})
+        rows, size = self.queue_stats()
+        return BufferFullError(
+            f"buffer {self.name} is full with {rows} rows, {size} bytes (max_pending_rows "
+            f"{self.settings.max_pending_rows}, max_pending_bytes {self.settings.max_pending_bytes}): "
+            "try again later"
+        )
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def pending(self, key: Hashable) -> Any | None:
+        """What uncommitted events make of the row with this key, in the table's own shape.
+
+        None means that they say nothing: ask the database. In constant time.
+        """
+        found = self._table.pending(self._state, key)
+        return self._table.pending(self._in_flight, key) if found is None else found
+
+    def queue_stats(self) -> QueueStats:
+        """Rows and bytes that are not committed yet, waiting and in flight."""
+        rows, size = self._table.queue_stats(self._state)
+        rows_in_flight, size_in_flight = self._table.queue_stats(self._in_flight)
+        return QueueStats(rows + rows_in_flight, size + size_in_flight)
+
+    @property
+    def rows_in_flight(self) -> int:
+        """Rows handed to SQLite that are not committed yet."""
+        return self._table.queue_stats(self._in_flight).rows
+
+    @property
+    def oldest_age(self) -> float:
+        """Seconds the oldest uncommitted event has waited; 0.0 when there is none."""
+        since = self._oldest_in_flight if self._oldest_in_flight is not None else self._oldest
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def stalled(self) -> str | None:
+        """Why SQLite took nothing at the last attempt; None when it did."""
+        return self._committer.stalled
+
+    # --- waiting for commits ----------------------------------------------------------------------
+
+    async def committed(self, ticket: Ticket) -> None:
+        """Returns after the commit that carries the ticket's event; starts that flush at once.
+
+        Raises `RowRefusedError` if SQLite refuses the row, `CommitTimeoutError` after
+        `commit_timeout_ms` (the row stays and may yet be committed), `ClosedError` if the buffer
+        was closed without committing it (then it was spilled).
+        """
+        started = time.perf_counter()
+        self._wake.set()
+        await self._waiters.wait(ticket.generation, ticket.key, self.settings.commit_timeout_ms)
+        waited = time.perf_counter() - started
+        self._telemetry.emit(events.COMMIT_WAIT, {"seconds": waited}, {"buffer": self.name})
+
+    async def flush(self) -> None:
+        """Commits everything accepted so far; raises `CommitTimeoutError` after `flush_timeout_ms`."""
+        if self._closed:
+            raise ClosedError(f"buffer {self.name} is closed")
+        nothing_waits = self._table.queue_empty(self._state)
+        generation = self._generation - 1 if nothing_waits else self._generation
+        self._wake.set()
+        await self._waiters.wait(generation, None, self.settings.flush_timeout_ms)
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Commits what an earlier process spilled, then accepts events.
+
+        Raises `DatabaseLockedError` if the database stays locked; the spill file is kept.
+        """
+        if self.spill_path.exists():
+            await self._replay()
+        self._accepts = True
+
+    async def _replay(self) -> None:
+        # Before anything new is accepted: a spilled row must never overwrite a newer one.
+        batches = read_spill(self.spill_path, self._table.entry_types)
+        left, _ = await self._committer.commit(batches)
+        if left:
+            raise DatabaseLockedError(
+                f"the rows in {self.spill_path} must be written before anything else, and SQLite "
+                f"does not take them ({self.stalled}): mend that and start again"
+            )
+        self.spill_path.unlink()
+        count = _count(batches)
+        log.info("spill_replayed", buffer=self.name, rows=count)
+        self._telemetry.emit(events.REPLAYED, {"count": count}, {"buffer": self.name})
+
+    async def run(self) -> None:
+        """Flushes whenever there is a reason to, until `close`."""
+        while not self._closed:
+            await self._wake.wait()
+            self._wake.clear()
+            if not self._closed:
+                await self._flush_generation()
+
+    async def close(self) -> None:
+        """Accepts nothing more, drains for up to `shutdown_ms`, spills what is left. Idempotent.
+
+        It drains by itself, so that a crash of `run` loses nothing. Raises OSError if the spill
+        file cannot be written.
+        """
+        self._accepts = False
+        if self._closed:
+            return
+        try:
+            async with asyncio.timeout(self.settings.shutdown_ms / 1_000):
+                await self._drain()
+        except TimeoutError:
+            log.warning("drain_timed_out", buffer=self.name, shutdown_ms=self.settings.shutdown_ms)
+        self._closed = True
+        self._stop_timer()
+        self._wake.set()
+        self._room_freed.set()
+        try:
+            await self._spill()
+        finally:
+            self._waiters.close()
+
+    async def _drain(self) -> None:
+        while self.queue_stats().rows:
+            await self._flush_generation()
+            if self.stalled:
+                await asyncio.sleep(self.settings.retry_base_delay_ms / 1_000)
+
+    async def _spill(self) -> None:
+        # What is in flight comes first: it is older. It may be committed yet, which does no harm.
+        batches = [*self._batches_of(self._in_flight), *self._batches_of(self._state)]
+        if not batches:
+            return
+        await asyncio.to_thread(write_spill, self.spill_path, batches)
+        count = _count(batches)
+        log.warning("rows_spilled", buffer=self.name, rows=count, path=str(self.spill_path))
+        self._telemetry.emit(events.SPILLED, {"count": count}, {"buffer": self.name})
+
+    def _batches_of(self, state: StateT) -> list[Batch]:
+        return self._table.flush_batches(state, self.settings.max_batch_size)[0]
+
+    def reset(self) -> None:
+        """Forgets what is pending. For tests only, while nothing is in flight."""
+        self._stop_timer()
+        self._state = self._table.init_state()
+        self._oldest = None
+
+    # --- flushing ---------------------------------------------------------------------------------
+
+    async def _flush_generation(self) -> None:
+        """Takes all that is pending and commits it; what SQLite does not take now goes back."""
+        async with self._flushing:
+            generation, batches = self._take()
+            left = batches  # whatever ends the attempt, what is not known to be committed is kept
+            try:
+                left, refused = await self._committer.commit(batches)
+                for row in refused:
+                    self._waiters.refuse(generation, self._table.entry_key(row.entry), row.error)
+            finally:
+                self._settle(generation, left)
+
+    def _settle(self, generation: int, left: list[Batch]) -> None:
+        if left:
+            self._put_back(left)
+        else:
+            self._waiters.resolve(generation)
+        self._in_flight, self._oldest_in_flight = self._table.init_state(), None
+        # Wakes all who wait for room; each looks for itself whether there is any.
+        self._room_freed.set()
+        self._room_freed.clear()
+
+    def _take(self) -> tuple[int, list[Batch]]:
+        generation = self._generation
+        self._generation += 1
+        self._stop_timer()
+        self._in_flight = self._state
+        batches, self._state = self._table.flush_batches(self._state, self.settings.max_batch_size)
+        self._oldest_in_flight, self._oldest = self._oldest, None
+        return generation, batches
+
+    def _put_back(self, batches: list[Batch]) -> None:
+        """Merges batches under what has come since. The generation after carries them now."""
+        for batch in batches:
+            self._table.restore(self._state, batch)
+        self._oldest = self._oldest_in_flight
+        self._start_timer()
+
+    def _start_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stop_timer()
+        self._timer = loop.call_later(self.settings.flush_interval_ms / 1_000, self._wake.set)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _count(batches: list[Batch]) -> int:
+    return sum(len(batch.entries) for batch in batches)
