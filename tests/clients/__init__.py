@@ -1,0 +1,1 @@
+"""The real build tools as clients of a running node."""
