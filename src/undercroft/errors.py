@@ -63,3 +63,7 @@ class IncompleteBodyError(UndercroftError):
 
 class BodyTimeoutError(UndercroftError):
     """The client stopped sending its body."""
+
+
+class BadRequestError(UndercroftError):
+    """A parameter or a body of a request is missing or malformed."""

@@ -25,3 +25,27 @@ CREATE TABLE s3_transfers (
 
 -- Unique among rows nobody works on: what is queued again while its row is in work is a new row, not lost.
 CREATE UNIQUE INDEX s3_transfers_unclaimed ON s3_transfers (type, key) WHERE claimed_at IS NULL;
+
+-- How many bytes all artifacts take, kept by triggers: summing millions of rows would make every start slow.
+CREATE TABLE artifact_totals (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    size_bytes INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO artifact_totals (id, size_bytes) VALUES (1, 0);
+
+CREATE TRIGGER cache_artifacts_inserted AFTER INSERT ON cache_artifacts
+BEGIN
+    UPDATE artifact_totals SET size_bytes = size_bytes + new.size_bytes;
+END;
+
+CREATE TRIGGER cache_artifacts_deleted AFTER DELETE ON cache_artifacts
+BEGIN
+    UPDATE artifact_totals SET size_bytes = size_bytes - old.size_bytes;
+END;
+
+CREATE TRIGGER cache_artifacts_resized AFTER UPDATE OF size_bytes ON cache_artifacts
+WHEN new.size_bytes <> old.size_bytes
+BEGIN
+    UPDATE artifact_totals SET size_bytes = size_bytes + new.size_bytes - old.size_bytes;
+END;

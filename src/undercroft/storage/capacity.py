@@ -1,0 +1,99 @@
+"""Room for artifacts: reserved before a byte is written. Arithmetic, and one question to the file system."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from undercroft.errors import CapacityError, TooLargeError
+
+
+class Volume(NamedTuple):
+    """What the file system says: bytes in all, and free to us."""
+
+    total: int
+    free: int
+
+
+def volume_of(path: Path) -> Callable[[], Volume]:
+    """A question to the file system that holds `path` (statvfs, about a microsecond)."""
+
+    def ask() -> Volume:
+        answer = os.statvfs(path)
+        return Volume(answer.f_blocks * answer.f_frsize, answer.f_bavail * answer.f_frsize)
+
+    return ask
+
+
+class Capacity:
+    """Two limits that are never exceeded: bytes of artifacts, and how full the volume may become.
+
+    `used` is what published artifacts take, `reserved` what uploads in progress may yet take.
+    """
+
+    def __init__(self, volume: Callable[[], Volume], limit_bytes: int | None, limit_percent: float) -> None:
+        self._volume = volume
+        self._limit_bytes = limit_bytes
+        self._limit_percent = limit_percent
+        self.used = 0
+        self.reserved = 0
+
+    def limit(self) -> int:
+        """The most that artifacts may ever take, in bytes."""
+        by_volume = int(self._volume().total * self._limit_percent / 100)
+        return by_volume if self._limit_bytes is None else min(by_volume, self._limit_bytes)
+
+    def reserve(self, size: int) -> "Reservation":
+        """Room for `size` bytes; raises `TooLargeError` if they can never fit, `CapacityError` if not now."""
+        reservation = Reservation(self)
+        reservation.grow(size)
+        return reservation
+
+    def take(self, size: int) -> None:
+        """Reserves `size` bytes more, or raises; see `reserve`."""
+        if self.reserved + size > self.room():
+            self._refuse(size)
+        self.reserved += size
+
+    def room(self) -> int:
+        """Bytes that are neither used nor kept free; what is reserved is still among them."""
+        total, free = self._volume()
+        room = free - int(total * (100 - self._limit_percent) / 100)
+        return room if self._limit_bytes is None else min(room, self._limit_bytes - self.used)
+
+    def _refuse(self, size: int) -> None:
+        if size > self.limit():
+            raise TooLargeError(f"{size} bytes can never fit: the node keeps at most {self.limit()} bytes")
+        raise CapacityError(f"no room for {size} bytes now: {self.used} bytes used, {self.reserved} reserved")
+
+
+class Reservation:
+    """Room held for one upload. Leaving its `with` block gives back what was not published."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        """Holds `size` bytes more; raises like `Capacity.reserve`."""
+        self._capacity.take(size)
+        self.size += size
+
+    def published(self, size: int, replaced: int = 0) -> None:
+        """The upload became an artifact of `size` bytes in the place of one of `replaced` bytes."""
+        self._capacity.used += size - replaced
+        self.release()
+
+    def release(self) -> None:
+        """Gives the room back. Idempotent."""
+        self._capacity.reserved -= self.size
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,224 @@
+"""Files of artifacts: written under a temporary name, published at once and whole, opened, deleted.
+
+Everything here blocks and is called from the disk's threads, but for `open`, which is quick.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from undercroft.buffers.spill import sync_directory
+from undercroft.errors import ClosedError, DataDirectoryError
+from undercroft.storage.layout import artifact_path
+
+READ_BYTES = 1 << 20
+
+
+class OpenFile(NamedTuple):
+    """An open file; whoever has it closes the descriptor."""
+
+    descriptor: int
+    size: int
+    inode: int
+    modified_ns: int
+
+
+class TemporaryFile:
+    """Bytes on their way to becoming an artifact, hashed as they come. Not safe for two threads at once."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+    def write(self, data: bytes) -> None:
+        """Appends; raises OSError."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self._hash.update(data)
+        self.size += len(data)
+
+    def digest(self) -> str:
+        """SHA-256 of what was written, 64 lowercase hex digits."""
+        return self._hash.hexdigest()
+
+    def finish(self, *, fsync: bool) -> int:
+        """Closes the file and answers its inode."""
+        try:
+            if fsync:
+                os.fsync(self._descriptor)
+            return os.fstat(self._descriptor).st_ino
+        finally:
+            self._close()
+
+    def discard(self) -> None:
+        """Removes the temporary name, whatever became of the file. Idempotent."""
+        self._close()
+        if self.path:
+            Path(self.path).unlink(missing_ok=True)
+            self.path = ""
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class Disk:
+    """The directory of artifacts.
+
+    Temporary files have a directory of their own for each process, on the same file system, locked
+    as long as the process lives: sweeping up after a dead one means removing its directory, without
+    a walk through millions of artifacts.
+    """
+
+    def __init__(self, data_dir: Path, *, fsync: bool = False) -> None:
+        self.artifacts = data_dir / "artifacts"
+        self._quarantine = data_dir / "quarantine"
+        self._temporaries = data_dir / "temporary"
+        self._mine = self._temporaries / uuid.uuid4().hex
+        self._lock: int | None = None
+        self._next_name = 0
+        self._fsync = fsync
+
+    def open_directories(self) -> None:
+        """Makes the directories, sweeps up after dead processes. Raises `DataDirectoryError`."""
+        try:
+            for directory in (self.artifacts, self._quarantine, self._mine):
+                directory.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._mine, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._sweep()
+        except OSError as error:
+            raise DataDirectoryError(
+                f"cannot use {error.filename or self.artifacts}: {error.strerror}; "
+                "choose another data directory or mend its permissions"
+            ) from error
+
+    def _sweep(self) -> None:
+        for directory in self._temporaries.iterdir():
+            if directory != self._mine and _is_abandoned(directory):
+                shutil.rmtree(directory)
+
+    def close(self) -> None:
+        """Removes the directory for temporary files. Idempotent."""
+        if self._lock is not None:
+            shutil.rmtree(self._mine, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def temporary(self) -> TemporaryFile:
+        """A new temporary file; raises OSError."""
+        if self._lock is None:
+            raise ClosedError("the disk is closed: nothing can be written")
+        self._next_name += 1
+        return TemporaryFile(f"{self._mine}/{self._next_name}")
+
+    def publish_new(self, temporary: TemporaryFile, key: str) -> bool:
+        """Gives a finished file its final name unless somebody has it; answers whether it did.
+
+        A link, because unlike a rename it never replaces: of several writers one wins.
+        """
+        final = artifact_path(self.artifacts, key)
+        try:
+            _with_parents(final, lambda: os.link(temporary.path, final))
+        except FileExistsError:
+            return False
+        self._make_durable(final)
+        return True
+
+    def publish_over(self, temporary: TemporaryFile, key: str) -> None:
+        """Gives a finished file its final name, in the place of whatever has it, at once."""
+        final = artifact_path(self.artifacts, key)
+        _with_parents(final, lambda: Path(temporary.path).replace(final))
+        temporary.path = ""
+        self._make_durable(final)
+
+    def _make_durable(self, final: str) -> None:
+        if self._fsync:
+            sync_directory(Path(final).parent)
+
+    def finish(self, temporary: TemporaryFile) -> int:
+        """Closes a temporary file, through to the medium if so set; answers its inode."""
+        return temporary.finish(fsync=self._fsync)
+
+    def open(self, key: str) -> OpenFile | None:
+        """Opens an artifact for reading, None when there is none. Raises other OSErrors."""
+        try:
+            descriptor = os.open(artifact_path(self.artifacts, key), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        status = os.fstat(descriptor)
+        return OpenFile(descriptor, status.st_size, status.st_ino, status.st_mtime_ns)
+
+    def delete(self, key: str) -> int | None:
+        """Removes an artifact; answers its size, None when there was none."""
+        path = Path(artifact_path(self.artifacts, key))
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return size
+
+    def size(self, key: str) -> int | None:
+        """Size of the artifact's file in bytes, None when there is none."""
+        file = self.open(key)
+        if file is None:
+            return None
+        os.close(file.descriptor)
+        return file.size
+
+    def quarantine(self, key: str, inode: int) -> bool:
+        """Moves a damaged file out of reach, for a person to look at; not one that has replaced it."""
+        path = Path(artifact_path(self.artifacts, key))
+        try:
+            if path.stat().st_ino != inode:
+                return False
+            path.replace(self._quarantine / f"{uuid.uuid4().hex}-{quote(key, safe='')[-180:]}")
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def sha256_of(file: OpenFile) -> str:
+    """SHA-256 of an open file, 64 lowercase hex digits. Blocks."""
+    digest = hashlib.sha256()
+    for offset in range(0, file.size, READ_BYTES):
+        digest.update(os.pread(file.descriptor, READ_BYTES, offset))
+    return digest.hexdigest()
+
+
+def _is_abandoned(directory: Path) -> bool:
+    """Whether the process that made the directory is dead: nobody holds its lock."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _with_parents(path: str, act: Callable[[], object]) -> None:
+    """Does `act`, and again after making the directories when it was they that were missing."""
+    try:
+        act()
+    except FileNotFoundError:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        act()
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the file system had no room (or no quota) left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,0 +1,63 @@
+"""Keys of artifacts and where they lie: pure functions, the one place where path components are checked."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from undercroft.errors import InvalidKeyError
+
+# The longest name the file systems we know take (NAME_MAX of Linux), in bytes.
+MAX_COMPONENT_BYTES = 255
+
+# A separator of this or another system, or a control character (C0, DEL, C1).
+_FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+
+
+def safe_component(value: str, what: str) -> str:
+    """`value` if it may be one component of a path; `what` names it in the error.
+
+    Everything else is allowed and kept as it is: spaces, unicode, percent signs. Raises
+    `InvalidKeyError`.
+    """
+    if value in ("", ".", ".."):
+        raise InvalidKeyError(f"{what} is {value!r}: it must be a name")
+    if len(value) * 4 > MAX_COMPONENT_BYTES and len(value.encode()) > MAX_COMPONENT_BYTES:
+        raise InvalidKeyError(
+            f"{what} has {len(value.encode())} bytes: at most {MAX_COMPONENT_BYTES} are allowed"
+        )
+    if _FORBIDDEN.search(value):
+        raise InvalidKeyError(f"{what} {value[:80]!r} contains a separator or a control character")
+    return value
+
+
+def safe_handle(value: str, what: str) -> str:
+    """An account or project handle: a safe component, compared without regard to case."""
+    return safe_component(safe_component(value, what).lower(), what)
+
+
+def artifact_key(account: str, project: str, kind: str, identifier: str, *, group: Sequence[str] = ()) -> str:
+    """The key `{account}/{project}/{kind}/[{group}/]{aa}/{bb}/{id}` of checked components.
+
+    `aa` and `bb` are the first two pairs of characters of the id, so that no directory holds too
+    many names. Ids too short for them are filled up with `_`, which also stands for `.`: no pair is
+    ever empty or `..`, and files and directories never meet at the same depth.
+    """
+    return "/".join((account, project, kind, *group, _pair(identifier, 0), _pair(identifier, 2), identifier))
+
+
+def _pair(identifier: str, start: int) -> str:
+    return identifier[start : start + 2].replace(".", "_").ljust(2, "_")
+
+
+def artifact_path(root: Path, key: str) -> str:
+    """Where the artifact of a key made by `artifact_key` lies. A str: this is the hot path."""
+    return f"{root}/{key}"
+
+
+def key_value_key(account: str, project: str, cas_id: str) -> str:
+    """The row key `keyvalue:{account}:{project}:{cas_id}`; a colon inside a handle is percent-encoded."""
+    if ":" in account or ":" in project:
+        # Otherwise `a:b` + `c` and `a` + `b:c` would share their entries.
+        account, project = (quote(handle, safe=" ") for handle in (account, project))
+    return f"keyvalue:{account}:{project}:{cas_id}"

@@ -1,0 +1,44 @@
+"""Which files were found to be what their rows say, so that they need not be asked about again."""
+
+from typing import NamedTuple
+
+from undercroft.buffers.cache_artifacts import ArtifactAccess
+from undercroft.storage.disk import OpenFile
+
+# About 300 bytes each. Files beyond that are looked up in the database again, which is only slower.
+MAX_FILES = 100_000
+
+
+class _Verified(NamedTuple):
+    inode: int
+    modified_ns: int
+    row: ArtifactAccess
+
+
+class VerifiedFiles:
+    """Remembers the row of a file by the file's own identity: inode, size and time of last change.
+
+    A file that was replaced, by this process or another, has another identity, so nothing here is
+    ever stale.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, _Verified] = {}
+
+    def row(self, key: str, file: OpenFile) -> ArtifactAccess | None:
+        """The row of exactly this file, None when it was not verified yet."""
+        known = self._files.get(key)
+        if known is None or (known.inode, known.modified_ns) != (file.inode, file.modified_ns):
+            return None
+        return known.row if known.row.size_bytes == file.size else None
+
+    def add(self, file: OpenFile, row: ArtifactAccess) -> None:
+        """Remembers; forgets the file that was added first when there are too many."""
+        self._files.pop(row.key, None)
+        self._files[row.key] = _Verified(file.inode, file.modified_ns, row)
+        if len(self._files) > MAX_FILES:
+            del self._files[next(iter(self._files))]
+
+    def forget(self, key: str) -> None:
+        """Forgets a file that is gone."""
+        self._files.pop(key, None)
