@@ -30,6 +30,19 @@ REPLAYED = "undercroft.buffer.replayed"
 COMMIT_WAIT = "undercroft.buffer.commit_wait"
 """Somebody waited for a commit. Measurement seconds; metadata buffer."""
 
+DOWNLOAD = "undercroft.artifact.download"
+"""An artifact was asked for. Measurement bytes sent; metadata tool, result (hit, miss, error)."""
+
+UPLOAD = "undercroft.artifact.upload"
+"""An upload ended. Measurement bytes; metadata tool, reason of an error, result (created, replaced,
+exists, cancelled, error)."""
+
+KEY_VALUE_GET = "undercroft.key_value.get"
+"""A key value was asked for. Measurement count; metadata result (hit, miss)."""
+
+KEY_VALUE_PUT = "undercroft.key_value.put"
+"""A key value was written, or not. Measurement count; metadata result (success, error)."""
+
 Measurements: TypeAlias = Mapping[str, float]
 Metadata: TypeAlias = Mapping[str, str]
 Handler: TypeAlias = Callable[[Measurements, Metadata], None]

@@ -1,0 +1,1 @@
+"""HTTP: one small file per build tool, and what they share."""

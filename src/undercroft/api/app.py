@@ -1,0 +1,93 @@
+"""The ASGI application: finds the route, runs its endpoint, and has an answer for whatever goes wrong."""
+
+import os
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from undercroft.api import errors, responses
+from undercroft.api.request import Receive, Request, Scope, Send
+from undercroft.api.routing import Route, Router, decoded
+
+log = structlog.get_logger(__name__)
+
+# An id from a client is a label for logs, so it must not be able to look like anything else in them.
+REQUEST_ID_BYTES = 128
+
+# Whose answers to errors a path gets, by its first component.
+DIALECTS = {
+    b"api": errors.TUIST,
+    b"gradle": errors.GRADLE,
+    b"bazel": errors.BAZEL,
+    b"ccache": errors.CCACHE,
+}
+
+
+class Application:
+    """Answers every request. It has no state of its own."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._router = Router(routes)
+        self._ids = os.urandom(4).hex()
+        self._count = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, by the rules of ASGI."""
+        request = Request(scope, receive, send)
+        request.request_id = self._request_id(request)
+        started = time.perf_counter()
+        try:
+            await self._dispatch(request, scope["raw_path"])
+        except Exception as error:  # noqa: BLE001  # the edge: whatever it is becomes an answer
+            await self._answer(request, scope, error)
+        log.debug(
+            "request",
+            request_id=request.request_id.decode(),
+            method=request.method,
+            path=scope["path"],
+            status=request.status,
+            duration_ms=round((time.perf_counter() - started) * 1_000, 3),
+        )
+
+    async def _dispatch(self, request: Request, raw_path: bytes) -> None:
+        route, parameters, methods = self._router.find(request.method, raw_path)
+        if route is not None:
+            request.parameters = [decoded(part) for part in parameters]
+            await route.endpoint(request)
+        elif methods:
+            allow = (b"allow", ", ".join(methods).encode())
+            await responses.message(request, 405, f"{request.method} is not for this path", [allow])
+        else:
+            await responses.message(request, 404, "no such path")
+
+    async def _answer(self, request: Request, scope: Scope, error: Exception) -> None:
+        dialect = DIALECTS.get(scope["raw_path"].split(b"/", 2)[1], errors.TUIST)
+        if not errors.is_foreseen(error):
+            log.error(
+                "request_failed",
+                request_id=request.request_id.decode(),
+                method=request.method,
+                path=scope["path"],
+                exc_info=error,
+            )
+        if request.status:
+            # Half an answer is out; only a broken connection tells the client that it is not whole.
+            raise error
+        status = await errors.answer(request, error, dialect)
+        if errors.is_foreseen(error):
+            log.info(
+                "request_refused",
+                request_id=request.request_id.decode(),
+                method=request.method,
+                path=scope["path"],
+                status=status,
+                error=str(error),
+            )
+
+    def _request_id(self, request: Request) -> bytes:
+        given = request.headers.get(b"x-request-id", b"")
+        if 0 < len(given) <= REQUEST_ID_BYTES and given.isascii() and given.decode().isprintable():
+            return given
+        self._count += 1
+        return f"{self._ids}-{self._count:x}".encode()

@@ -1,0 +1,86 @@
+"""What every dialect does with artifacts: serve one, store one, and tell how it went."""
+
+import os
+from dataclasses import dataclass
+
+from undercroft import errors as node_errors
+from undercroft.api import responses
+from undercroft.api.bodies import Body
+from undercroft.api.request import Request
+from undercroft.artifacts import CacheArtifacts, Stored
+from undercroft.telemetry import events
+from undercroft.telemetry.events import Events
+
+
+@dataclass(frozen=True)
+class ArtifactRoutes:
+    """The artifact service as one dialect uses it.
+
+    `tool` is the label under which it is counted. With `replace` a write heals whatever is there.
+    """
+
+    artifacts: CacheArtifacts
+    telemetry: Events
+    tool: str
+    replace: bool
+    max_bytes: int
+    read_timeout_ms: int
+
+    async def serve(self, request: Request, key: str, *, digest_header: bytes | None = None) -> None:
+        """Answers GET and HEAD: 200, 206, 304 or 416, and 404 for a miss."""
+        result, sent = "error", 0
+        try:
+            found = await self.artifacts.read(key)
+            if found is None:
+                result = "miss"
+                await responses.message(request, 404, "not found")
+                return
+            try:
+                headers = []
+                if digest_header is not None and found.content_sha256 is not None:
+                    headers.append((digest_header, found.content_sha256.encode()))
+                sent = await responses.artifact(request, found, headers)
+                result = "hit"
+            finally:
+                os.close(found.descriptor)
+        finally:
+            self.telemetry.emit(events.DOWNLOAD, {"bytes": sent}, {"tool": self.tool, "result": result})
+
+    async def store(self, request: Request, key: str, *, expected_sha256: str | None = None) -> Stored:
+        """Stores the body under the key; raises what the service raises. The dialect answers."""
+        result, reason, received = "error", "", 0
+        try:
+            body = Body(request, self.max_bytes, self.read_timeout_ms)
+            stored = await self.artifacts.store(
+                key,
+                body.chunks(),
+                declared_size=body.declared,
+                replace=self.replace,
+                expected_sha256=expected_sha256,
+            )
+            result, received = stored.value, body.received
+        except node_errors.IncompleteBodyError:
+            result = "cancelled"
+            raise
+        except Exception as error:
+            reason = type(error).__name__
+            raise
+        finally:
+            metadata = {"tool": self.tool, "result": result, "reason": reason}
+            self.telemetry.emit(events.UPLOAD, {"bytes": received}, metadata)
+        return stored
+
+    async def store_unless_there(self, request: Request, key: str, expected_sha256: str | None) -> Stored:
+        """Like `store`; what is there already is not compared, the body is only read to its end."""
+        if self.artifacts.find(key) is None or not await self._is_whole(key):
+            return await self.store(request, key, expected_sha256=expected_sha256)
+        await Body(request, self.max_bytes, self.read_timeout_ms).drain()
+        metadata = {"tool": self.tool, "result": Stored.EXISTS.value, "reason": ""}
+        self.telemetry.emit(events.UPLOAD, {"bytes": 0}, metadata)
+        return Stored.EXISTS
+
+    async def _is_whole(self, key: str) -> bool:
+        found = await self.artifacts.read(key)
+        if found is not None:
+            os.close(found.descriptor)
+        return found is not None

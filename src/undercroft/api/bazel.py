@@ -1,0 +1,84 @@
+"""Bazel's HTTP cache protocol (https://bazel.build/remote/caching#http-caching)."""
+
+import hashlib
+import re
+from urllib.parse import quote
+
+from undercroft.api import responses
+from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.request import Request
+from undercroft.api.routing import Route
+from undercroft.errors import InvalidKeyError
+from undercroft.storage.layout import artifact_key, safe_component, safe_handle
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+EMPTY_SHA256 = hashlib.sha256().hexdigest()
+
+
+class BazelApi:
+    """`/bazel/{account}/{project}/[instance/]ac/{hash}` and `.../cas/{hash}`.
+
+    A blob is stored only under its own SHA-256. Action results are whatever the client sends.
+    """
+
+    def __init__(self, actions: ArtifactRoutes, blobs: ArtifactRoutes) -> None:
+        self._actions = actions
+        self._blobs = blobs
+
+    def routes(self) -> list[Route]:
+        """The routes of this dialect."""
+        path = "/bazel/{account}/{project}/{instance_kind_hash...}"
+        found = {200: "the blob or action result", 400: "not a hash", 404: "no such entry"}
+        stored = {
+            200: "stored",
+            400: "not a hash, or the body is not what the hash says",
+            413: "not stored: too large, or no room now",
+        }
+        body = "application/octet-stream"
+        return [
+            Route("GET", path, self.get, "Fetch a blob (cas) or an action result (ac)", found),
+            Route("HEAD", path, self.get, "Ask for a blob (cas) or an action result (ac)", found),
+            Route("PUT", path, self.put, "Store a blob (cas) or an action result (ac)", stored, body=body),
+        ]
+
+    async def get(self, request: Request) -> None:
+        """Serves an entry. The empty blob is always there."""
+        kind, digest, key = _entry(request)
+        if kind == "cas" and digest == EMPTY_SHA256:
+            await responses.content(request, 200, b"", b"application/octet-stream")
+            return
+        await self._routes(kind).serve(request, key)
+
+    async def put(self, request: Request) -> None:
+        """Stores an entry. Bazel sends blobs again without asking: they are checked, and kept as they are."""
+        kind, digest, key = _entry(request)
+        if kind == "ac":
+            await self._actions.store(request, key)
+        else:
+            await self._blobs.store(request, key, expected_sha256=digest)
+        await responses.empty(request, 200)
+
+    def _routes(self, kind: str) -> ArtifactRoutes:
+        return self._blobs if kind == "cas" else self._actions
+
+
+def _entry(request: Request) -> tuple[str, str, str]:
+    """Kind (`ac` or `cas`), hash and key of the artifact a path means."""
+    account, project, *instance, kind, digest = _checked(request.parameters)
+    if kind not in ("ac", "cas") or _HASH.fullmatch(digest) is None:
+        raise InvalidKeyError(f"{kind}/{digest} is not ac/ or cas/ and 64 lowercase hex digits")
+    # Blobs are named by what they contain, so instances share them; actions are an instance's own.
+    group = [f"@{'+'.join(quote(part, safe='') for part in instance)}"] if instance and kind == "ac" else []
+    for part in group:
+        safe_component(part, "instance name")
+    return kind, digest, artifact_key(account, project, f"bazel_{kind}", digest, group=group)
+
+
+def _checked(parameters: list[str]) -> list[str]:
+    account, project, *rest = parameters
+    if len(rest) < 2:
+        raise InvalidKeyError(f"{'/'.join(rest)} is not ac/{{hash}} or cas/{{hash}}")
+    for part in rest:
+        safe_component(part, "path component")
+    return [safe_handle(account, "account"), safe_handle(project, "project"), *rest]

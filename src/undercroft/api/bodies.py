@@ -1,0 +1,75 @@
+"""Bodies of requests: whole or in chunks, never longer than allowed, never silently short."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from undercroft.api.request import Request
+from undercroft.errors import BodyTimeoutError, IncompleteBodyError, TooLargeError
+
+
+class Body:
+    """The body of a request, to be read once.
+
+    `declared` is Content-Length in bytes, 0 without a body, None for a chunked one. The constructor
+    raises `TooLargeError` if it is over `max_bytes`; reading raises it too, and `BodyTimeoutError`
+    after a pause of `read_timeout_ms`, and `IncompleteBodyError` if the client goes away.
+    """
+
+    def __init__(self, request: Request, max_bytes: int, read_timeout_ms: int) -> None:
+        self._request = request
+        self._max_bytes = max_bytes
+        self._read_timeout_ms = read_timeout_ms
+        self.received = 0
+        """Bytes read so far."""
+        self.declared = _declared_length(request)
+        self._check(self.declared or 0)
+
+    def _check(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise TooLargeError(f"the body has {size} bytes or more, at most {self._max_bytes} are accepted")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives."""
+        # The server reports the end of a body in an event of its own; who counts need not wait for it.
+        more = self.declared != 0
+        while more:
+            chunk, more = await self._receive()
+            self.received += len(chunk)
+            self._check(self.received)
+            if chunk:
+                yield chunk
+            more = more and self.received != self.declared
+        if self.declared is not None and self.received != self.declared:
+            raise IncompleteBodyError(f"the body ended after {self._progress()}")
+
+    async def _receive(self) -> tuple[bytes, bool]:
+        try:
+            async with asyncio.timeout(self._read_timeout_ms / 1_000):
+                event = await self._request.receive()
+        except TimeoutError:
+            raise BodyTimeoutError(
+                f"nothing came for {self._read_timeout_ms} ms after {self._progress()}"
+            ) from None
+        if event["type"] != "http.request":
+            raise IncompleteBodyError(f"the client left after {self._progress()}")
+        return event.get("body", b""), event.get("more_body", False)
+
+    def _progress(self) -> str:
+        return (
+            f"{self.received} of {'an unknown number of' if self.declared is None else self.declared} bytes"
+        )
+
+    async def whole(self) -> bytes:
+        """The whole body in memory."""
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    async def drain(self) -> None:
+        """Reads the body and forgets it."""
+        async for _ in self.chunks():
+            pass
+
+
+def _declared_length(request: Request) -> int | None:
+    if b"transfer-encoding" in request.headers:
+        return None
+    return int(request.headers.get(b"content-length", b"0"))  # the server has checked it

@@ -1,0 +1,75 @@
+"""ccache's HTTP storage, and any other tool's opaque GET and PUT.
+
+The layouts: https://ccache.dev/manual/4.7.5.html#_http_storage_backend.
+"""
+
+import re
+
+from undercroft.api import responses
+from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.request import Request
+from undercroft.api.routing import Route
+from undercroft.artifacts import CacheArtifacts, Stored
+from undercroft.errors import InvalidKeyError
+from undercroft.storage.layout import artifact_key, safe_component, safe_handle
+
+_BAZEL_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class CcacheApi:
+    """`/ccache/{account}/{project}/...` in the layouts subdirs, flat and bazel."""
+
+    def __init__(self, entries: ArtifactRoutes, artifacts: CacheArtifacts) -> None:
+        self._entries = entries
+        self._artifacts = artifacts
+
+    def routes(self) -> list[Route]:
+        """The routes of this dialect."""
+        path = "/ccache/{account}/{project}/{key...}"
+        found = {200: "the entry", 400: "not a key", 404: "no such entry"}
+        stored = {
+            200: "replaced",
+            201: "stored",
+            400: "not a key",
+            413: "not stored: too large, or no room now",
+        }
+        body = "application/octet-stream"
+        return [
+            Route("GET", path, self.get, "Fetch a ccache entry", found),
+            Route("HEAD", path, self.get, "Ask for a ccache entry", found),
+            Route("PUT", path, self.put, "Store a ccache entry", stored, body=body),
+            Route("DELETE", path, self.delete, "Remove a ccache entry", {204: "gone, or was never there"}),
+        ]
+
+    async def get(self, request: Request) -> None:
+        """Serves an entry."""
+        await self._entries.serve(request, _key(request))
+
+    async def put(self, request: Request) -> None:
+        """Stores an entry, over what is there."""
+        stored = await self._entries.store(request, _key(request))
+        await responses.empty(request, 201 if stored is Stored.CREATED else 200)
+
+    async def delete(self, request: Request) -> None:
+        """Removes an entry. ccache deletes keys that do not exist, and gives up on anything but success."""
+        await self._artifacts.delete([_key(request)])
+        await responses.empty(request, 204)
+
+
+def _key(request: Request) -> str:
+    account, project, *rest = request.parameters
+    account, project = safe_handle(account, "account"), safe_handle(project, "project")
+    return artifact_key(account, project, "ccache", _identifier(rest))
+
+
+def _identifier(parts: list[str]) -> str:
+    """The opaque key in a path: `{key}`, `{2}/{rest}` or `ac/{64 hex}`."""
+    match [safe_component(part, "key") for part in parts]:
+        case [key]:
+            return key
+        case ["ac", digest] if _BAZEL_HASH.fullmatch(digest):
+            return digest
+        case [head, rest] if len(head) == 2:
+            return safe_component(head + rest, "key")
+        case _:
+            raise InvalidKeyError(f"{'/'.join(parts)} is not a key in the layout subdirs, flat or bazel")

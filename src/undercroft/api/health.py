@@ -1,0 +1,137 @@
+"""`/up`, `/metrics` and `/api/spec`: what the node says of itself."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+import apsw
+
+import undercroft
+from undercroft.api import responses
+from undercroft.api.request import Request
+from undercroft.api.routing import Route
+from undercroft.buffers import SQLiteBuffer
+from undercroft.database import Database
+from undercroft.errors import UndercroftError
+from undercroft.storage.disk import Disk
+
+Check: TypeAlias = Callable[[], Awaitable[str | None]]
+"""Answers what is wrong, None when nothing is."""
+
+
+def database_check(database: Database) -> Check:
+    """Whether the database answers a query."""
+
+    async def check() -> str | None:
+        try:
+            database.find("SELECT count(*) FROM sqlite_schema")
+        except (apsw.Error, UndercroftError) as error:
+            return f"database {database.path.name}: {error}"
+        return None
+
+    return check
+
+
+def disk_check(disk: Disk) -> Check:
+    """Whether a file can be written."""
+
+    def write() -> None:
+        file = disk.temporary()
+        try:
+            file.write(b"up")
+        finally:
+            file.discard()
+
+    async def check() -> str | None:
+        try:
+            await asyncio.to_thread(write)
+        except (OSError, UndercroftError) as error:
+            return f"disk: {error}"
+        return None
+
+    return check
+
+
+def buffer_check(buffer: SQLiteBuffer[Any, Any]) -> Check:
+    """Whether rows reach the database; one that is locked for a moment does no harm."""
+
+    async def check() -> str | None:
+        if buffer.stalled and buffer.oldest_age * 1_000 > buffer.settings.commit_timeout_ms:
+            return f"buffer {buffer.name}: rows have waited {buffer.oldest_age:.0f} s, {buffer.stalled}"
+        return None
+
+    return check
+
+
+class HealthApi:
+    """Asks each part whether it works; renders the metrics."""
+
+    def __init__(
+        self, checks: Sequence[Check], render_metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None
+    ) -> None:
+        self._checks = checks
+        self._render_metrics = render_metrics
+
+    def routes(self) -> list[Route]:
+        """The routes; `/metrics` only if it is served."""
+        healthy = {200: "database, disk and buffers work", 503: "something does not; the message says what"}
+        routes = [Route("GET", "/up", self.up, "Health", healthy)]
+        if self._render_metrics is not None:
+            routes.append(Route("GET", "/metrics", self.metrics, "Metrics", {200: "Prometheus text format"}))
+        return routes
+
+    async def up(self, request: Request) -> None:
+        """200 if all checks pass, else 503 and what is wrong."""
+        wrong = [problem for check in self._checks if (problem := await check()) is not None]
+        await responses.message(request, 503 if wrong else 200, "; ".join(wrong) or "up")
+
+    async def metrics(self, request: Request) -> None:
+        """All series."""
+        assert self._render_metrics is not None  # noqa: S101  # else there is no such route
+        body, content_type = await self._render_metrics()
+        await responses.content(request, 200, body, content_type.encode())
+
+
+class SpecApi:
+    """`/api/spec`: the OpenAPI document of the node's routes, made from the routes themselves."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = [*routes, *self.routes()]
+
+    def routes(self) -> list[Route]:
+        """The route of the document."""
+        return [Route("GET", "/api/spec", self.spec, "This document", {200: "an OpenAPI document"})]
+
+    async def spec(self, request: Request) -> None:
+        """The document."""
+        await responses.json(request, 200, openapi(self._routes))
+
+
+def openapi(routes: Sequence[Route]) -> dict[str, Any]:
+    """Routes as an OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.0)."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path.replace("...}", "}"), {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Undercroft", "version": undercroft.__version__},
+        "paths": paths,
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    names = [part.strip("{}").removesuffix("...") for part in route.path.split("/") if part.startswith("{")]
+    parameters = [_parameter(name, "path") for name in names]
+    parameters += [_parameter(name, "query") for name in route.query]
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "parameters": parameters,
+        "responses": {str(status): {"description": text} for status, text in route.answers.items()},
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {route.body: {}}}
+    return operation
+
+
+def _parameter(name: str, place: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": True, "schema": {"type": "string", "minLength": 1}}

@@ -1,0 +1,64 @@
+"""One request as the endpoints see it."""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import lru_cache
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
+
+from undercroft.errors import BadRequestError
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Request:
+    """The ASGI triple, with headers and parameters at hand."""
+
+    __slots__ = (
+        "headers",
+        "method",
+        "parameters",
+        "query_string",
+        "receive",
+        "request_id",
+        "send",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.query_string: bytes = scope["query_string"]
+        self.receive = receive
+        self.send = send
+        self.parameters: list[str] = []
+        """The decoded components of the path that its route names, in order."""
+        self.request_id = b""
+        self.status = 0
+        """The status sent; 0 as long as there is none, when something else may still be answered."""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Query parameters; of a repeated one the last counts."""
+        return _parse_query(self.query_string)
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Sends status and headers."""
+        self.status = status
+        # The server cannot be told to leave its own name out, only to send another.
+        headers += [(b"server", b"undercroft"), (b"x-request-id", self.request_id)]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def finish(self, body: bytes = b"", *, more: bool = False) -> None:
+        """Sends a piece of the body, the last one unless `more` follows."""
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+@lru_cache(maxsize=4096)
+def _parse_query(query_string: bytes) -> Mapping[str, str]:
+    # A build asks thousands of times with the same two handles in its query.
+    try:
+        return dict(parse_qsl(query_string.decode(), keep_blank_values=True, errors="strict"))
+    except UnicodeDecodeError as error:
+        raise BadRequestError(f"the query {query_string[:80]!r} is not percent-encoded UTF-8") from error

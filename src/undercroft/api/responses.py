@@ -1,0 +1,183 @@
+"""Answers: empty, JSON, text, and artifacts with ranges and conditions (RFC 9110)."""
+
+import asyncio
+import os
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+
+from undercroft.api.request import Request
+from undercroft.artifacts import OpenArtifact
+
+# A file of at most this size is sent as one body; of a larger one this much is in memory at a time.
+CHUNK_BYTES = 1 << 20
+
+# A reader that takes nothing for so long has gone, or never meant to read.
+SEND_TIMEOUT_S = 60
+
+IMMUTABLE = (b"cache-control", b"public, max-age=31536000, immutable")
+
+
+async def empty(request: Request, status: int, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    """A status without a body."""
+    length = [] if status in (204, 304) else [(b"content-length", b"0")]
+    await request.start(status, [*(headers or ()), *length])
+    await request.finish()
+
+
+async def content(
+    request: Request,
+    status: int,
+    body: bytes,
+    content_type: bytes,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    """A status with a body; to HEAD only its headers."""
+    head = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *(headers or ())]
+    await request.start(status, head)
+    await request.finish(b"" if request.method == "HEAD" else body)
+
+
+async def json(request: Request, status: int, value: Any) -> None:
+    """A status with a JSON body."""
+    await content(request, status, msgspec.json.encode(value), b"application/json")
+
+
+async def message(
+    request: Request, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    """An error as the contract words it: `{"message": ...}`."""
+    body = msgspec.json.encode({"message": text})
+    await content(request, status, body, b"application/json", headers)
+
+
+class Span(NamedTuple):
+    """Bytes `start` to `end`, the end excluded."""
+
+    start: int
+    end: int
+
+
+_RANGE = re.compile(rb"bytes=(\d*)-(\d*)")
+
+
+def parse_range(value: bytes, size: int) -> Span | None:
+    """The span a `Range` header asks for; None when it is to be ignored (unknown unit, several ranges).
+
+    A span that starts at or behind the end (`start >= end`) cannot be satisfied. RFC 9110, 14.1.2.
+    """
+    match = _RANGE.fullmatch(value.strip())
+    if match is None or match.groups() == (b"", b""):
+        return None
+    first, last = match.groups()
+    if not first:
+        return Span(max(0, size - int(last)), size) if int(last) else Span(size, size)
+    if last and int(last) < int(first):
+        return None
+    return Span(int(first), min(int(last) + 1, size) if last else size)
+
+
+async def artifact(request: Request, found: OpenArtifact, headers: list[tuple[bytes, bytes]]) -> int:
+    """Sends an open artifact, or the part or the 304 that was asked for; answers the bytes sent.
+
+    The caller closes the descriptor.
+    """
+    tag = etag(found)
+    common = [(b"etag", tag), (b"accept-ranges", b"bytes"), IMMUTABLE, *headers]
+    if _has_tag(request.headers.get(b"if-none-match"), tag):
+        await empty(request, 304, common)
+        return 0
+    span = _asked_span(request, found.size, tag)
+    if span is None:
+        return await _send(request, found, 200, Span(0, found.size), common)
+    if span.start >= span.end:
+        common.append((b"content-range", b"bytes */%d" % found.size))
+        await empty(request, 416, common)
+        return 0
+    common.append((b"content-range", b"bytes %d-%d/%d" % (span.start, span.end - 1, found.size)))
+    return await _send(request, found, 206, span, common)
+
+
+def etag(found: OpenArtifact) -> bytes:
+    """The digest, where it is known; else the size, which says at least when bytes differ in number."""
+    return b'"%s"' % (found.content_sha256 or f"size-{found.size}").encode()
+
+
+def _has_tag(header: bytes | None, tag: bytes) -> bool:
+    if header is None:
+        return False
+    return header.strip() == b"*" or tag in (one.strip().removeprefix(b"W/") for one in header.split(b","))
+
+
+def _asked_span(request: Request, size: int, tag: bytes) -> Span | None:
+    asked = request.headers.get(b"range")
+    if asked is None or request.method != "GET":
+        return None
+    condition = request.headers.get(b"if-range")
+    return parse_range(asked, size) if condition is None or condition.strip() == tag else None
+
+
+async def _send(
+    request: Request, found: OpenArtifact, status: int, span: Span, headers: list[tuple[bytes, bytes]]
+) -> int:
+    length = span.end - span.start
+    head = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % length), *headers]
+    if request.method == "HEAD":
+        await request.start(status, head)
+        await request.finish()
+        return 0
+    # The first bytes before the status: what cannot be read must not be announced.
+    first = await _read(found.descriptor, span.start, min(length, CHUNK_BYTES))
+    await request.start(status, head)
+    if length <= CHUNK_BYTES:
+        await request.finish(first)
+    else:
+        await _send_chunks(request, found.descriptor, Span(span.start + len(first), span.end), first)
+    return length
+
+
+async def _send_chunks(request: Request, descriptor: int, span: Span, first: bytes) -> None:
+    # After the client has gone the server swallows what is sent, so somebody must listen for that.
+    gone = asyncio.ensure_future(_client_gone(request))
+    try:
+        await _send_in_time(request, first)
+        for offset in range(span.start, span.end, CHUNK_BYTES):
+            if gone.done():
+                return
+            piece = await _read(descriptor, offset, min(CHUNK_BYTES, span.end - offset))
+            await _send_in_time(request, piece)
+        await request.finish()
+    finally:
+        gone.cancel()
+
+
+async def _client_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_in_time(request: Request, piece: bytes) -> None:
+    async with asyncio.timeout(SEND_TIMEOUT_S):
+        await request.finish(piece, more=True)
+
+
+async def _read(descriptor: int, offset: int, size: int) -> bytes:
+    """So many bytes of a file: at once if the kernel has them in memory, else from a thread."""
+    piece = _read_cached(descriptor, offset, size)
+    if len(piece) < size:
+        piece = await asyncio.to_thread(os.pread, descriptor, size, offset)
+    if len(piece) < size:
+        raise OSError(f"the file ends at byte {offset + len(piece)}, {offset + size} were expected")
+    return piece
+
+
+def _read_cached(descriptor: int, offset: int, size: int) -> bytes:
+    """What of it can be had without waiting for the disk (RWF_NOWAIT, man 2 preadv2)."""
+    buffer = bytearray(size)
+    try:
+        count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+    except OSError:
+        # Not in memory, or a file system that cannot tell: the thread will find out what it is.
+        return b""
+    return bytes(buffer) if count == size else b""

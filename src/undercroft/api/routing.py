@@ -1,0 +1,91 @@
+"""Routes as data, found by the raw path: decoding comes after splitting, so `%2F` is never a separator."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+from urllib.parse import unquote_to_bytes
+
+from undercroft.api.request import Request
+from undercroft.errors import InvalidKeyError
+
+Endpoint: TypeAlias = Callable[[Request], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A method and a path with `{parameters}`; the last may be `{name...}` for one or more components.
+
+    The rest is what `/api/spec` says of it: `answers` maps status to meaning.
+    """
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    summary: str
+    answers: Mapping[int, str]
+    query: Sequence[str] = ()
+    body: str | None = None
+
+
+@dataclass
+class _Node:
+    literals: dict[bytes, "_Node"] = field(default_factory=dict)
+    parameter: "_Node | None" = None
+    rest: dict[str, Route] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
+
+
+class Router:
+    """Finds the route of a request in time proportional to its path."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = tuple(routes)
+        self._root = _Node()
+        for route in routes:
+            self._insert(route)
+
+    def _insert(self, route: Route) -> None:
+        node = self._root
+        for part in route.path.split("/")[1:]:
+            if part.endswith("...}"):
+                node.rest[route.method] = route
+                return
+            node = _child(node, part)
+        node.routes[route.method] = route
+
+    def find(self, method: str, raw_path: bytes) -> tuple[Route | None, list[bytes], list[str]]:
+        """The route and its raw parameters; without one, the methods that the path does have."""
+        found, parameters = self._walk(raw_path.split(b"/")[1:])
+        route = found.get(method)
+        return route, parameters, [] if route is not None else sorted(found)
+
+    def _walk(self, parts: list[bytes]) -> tuple[dict[str, Route], list[bytes]]:
+        node = self._root
+        parameters: list[bytes] = []
+        for index, part in enumerate(parts):
+            following = node.literals.get(part)
+            if following is None:
+                if node.rest:
+                    return node.rest, [*parameters, *parts[index:]]
+                if node.parameter is None:
+                    return {}, []
+                following = node.parameter
+                parameters.append(part)
+            node = following
+        return node.routes, parameters
+
+
+def _child(node: _Node, part: str) -> _Node:
+    if part.startswith("{"):
+        if node.parameter is None:
+            node.parameter = _Node()
+        return node.parameter
+    return node.literals.setdefault(part.encode(), _Node())
+
+
+def decoded(part: bytes) -> str:
+    """A component of the raw path as text; raises `InvalidKeyError` unless it is UTF-8."""
+    try:
+        return (unquote_to_bytes(part) if b"%" in part else part).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidKeyError(f"the path component {part[:80]!r} is not percent-encoded UTF-8") from error

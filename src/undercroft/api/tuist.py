@@ -1,0 +1,193 @@
+"""Tuist's cache API: key values, CAS artifacts and Gradle entries, with the project in the query."""
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+
+from undercroft.api import responses
+from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.bodies import Body
+from undercroft.api.request import Request
+from undercroft.api.routing import Route
+from undercroft.artifacts import Stored
+from undercroft.errors import BadRequestError
+from undercroft.key_values import KeyValueStore
+from undercroft.storage.layout import artifact_key, key_value_key, safe_component, safe_handle
+from undercroft.telemetry import events
+from undercroft.telemetry.events import Events
+
+CHECKSUM = b"tuist-checksum-sha256"
+
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
+
+HANDLES = ("account_handle", "project_handle")
+
+OCTETS = "application/octet-stream"
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One value of a key."""
+
+    value: str
+
+
+class KeyValuePut(msgspec.Struct, frozen=True, gc=False):
+    """The body of a key value PUT."""
+
+    cas_id: str
+    entries: list[Entry]
+
+
+class Payload(msgspec.Struct, frozen=True, gc=False):
+    """What is stored for a key, and what GET answers, as it is."""
+
+    entries: list[Entry]
+
+
+_decoder = msgspec.json.Decoder(KeyValuePut)
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True)
+class TuistApi:
+    """`/api/cache/...`, wire-compatible with the existing client."""
+
+    key_values: KeyValueStore
+    cas: ArtifactRoutes
+    gradle: ArtifactRoutes
+    telemetry: Events
+    key_value_max_bytes: int
+    read_timeout_ms: int
+
+    def routes(self) -> list[Route]:
+        """The routes of this dialect."""
+        return [*self._key_value_routes(), *self._cas_routes(), *self._gradle_routes()]
+
+    def _key_value_routes(self) -> list[Route]:
+        values = {200: "the values in their order", 400: "bad parameters", 404: "no such key"}
+        stored = {
+            204: "stored",
+            400: "malformed JSON, missing fields or empty entries",
+            413: "body too large",
+            503: "not stored, try again",
+        }
+        one = "/api/cache/keyvalue/{cas_id}"
+        body = "application/json"
+        return [
+            Route(
+                "PUT", "/api/cache/keyvalue", self.put, "Replace the values of a key", stored, HANDLES, body
+            ),
+            Route("GET", one, self.get, "Fetch the values of a key", values, HANDLES),
+            Route("PUT", one, self.get, "Fetch the values of a key, as an old client does", values, HANDLES),
+        ]
+
+    def _cas_routes(self) -> list[Route]:
+        path = "/api/cache/cas/{id}"
+        found = {200: "the artifact", 206: "a part of it", 304: "unchanged", 400: "bad parameters",
+                 404: "no such artifact", 416: "no such part"}  # fmt: skip
+        stored = {204: "stored, or already there", 400: "bad parameters or an incomplete body",
+                  408: "the body stopped coming", 413: "too large", 422: "not the announced checksum",
+                  503: "not stored, try again", 507: "no room"}  # fmt: skip
+        return [
+            Route("GET", path, self.get_cas, "Fetch a CAS artifact", found, HANDLES),
+            Route("HEAD", path, self.get_cas, "Ask for a CAS artifact", found, HANDLES),
+            Route("POST", path, self.post_cas, "Store a CAS artifact", stored, HANDLES, OCTETS),
+        ]
+
+    def _gradle_routes(self) -> list[Route]:
+        path = "/api/cache/gradle/{key}"
+        found = {200: "the entry", 400: "bad parameters", 404: "no such entry"}
+        stored = {200: "already there", 201: "stored", 400: "bad parameters or an incomplete body",
+                  408: "the body stopped coming", 413: "too large", 422: "not the announced checksum",
+                  503: "not stored, try again", 507: "no room"}  # fmt: skip
+        return [
+            Route("GET", path, self.get_gradle, "Fetch a Gradle entry", found, HANDLES),
+            Route("HEAD", path, self.get_gradle, "Ask for a Gradle entry", found, HANDLES),
+            Route("PUT", path, self.put_gradle, "Store a Gradle entry", stored, HANDLES, OCTETS),
+        ]
+
+    # --- key values -------------------------------------------------------------------------------
+
+    async def put(self, request: Request) -> None:
+        """Replaces all values of a key; the last write wins."""
+        result = "error"
+        try:
+            account, project = _project(request)
+            body = Body(request, self.key_value_max_bytes, self.read_timeout_ms)
+            written = _parse(await body.whole())
+            key = key_value_key(account, project, safe_component(written.cas_id, "cas_id"))
+            await self.key_values.put(key, _encoder.encode(Payload(written.entries)).decode())
+            result = "success"
+        finally:
+            self.telemetry.emit(events.KEY_VALUE_PUT, {"count": 1}, {"result": result})
+        await responses.empty(request, 204)
+
+    async def get(self, request: Request) -> None:
+        """Answers the values of a key."""
+        account, project = _project(request)
+        payload = self.key_values.get(key_value_key(account, project, _component(request, "cas_id")))
+        result = "miss" if payload is None else "hit"
+        self.telemetry.emit(events.KEY_VALUE_GET, {"count": 1}, {"result": result})
+        if payload is None:
+            await responses.message(request, 404, "no values are stored under this key")
+        else:
+            await responses.content(request, 200, payload.encode(), b"application/json")
+
+    # --- artifacts --------------------------------------------------------------------------------
+
+    async def get_cas(self, request: Request) -> None:
+        """Serves a CAS artifact."""
+        await self.cas.serve(request, _artifact(request, "xcode"), digest_header=CHECKSUM)
+
+    async def post_cas(self, request: Request) -> None:
+        """Stores a CAS artifact unless it is there."""
+        await self.cas.store_unless_there(request, _artifact(request, "xcode"), _checksum(request))
+        await responses.empty(request, 204)
+
+    async def get_gradle(self, request: Request) -> None:
+        """Serves a Gradle entry."""
+        await self.gradle.serve(request, _artifact(request, "gradle"), digest_header=CHECKSUM)
+
+    async def put_gradle(self, request: Request) -> None:
+        """Stores a Gradle entry unless it is there."""
+        key = _artifact(request, "gradle")
+        stored = await self.gradle.store_unless_there(request, key, _checksum(request))
+        await responses.empty(request, 201 if stored is Stored.CREATED else 200)
+
+
+def _parse(body: bytes) -> KeyValuePut:
+    try:
+        written = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequestError(f"the body is not what a key value PUT sends: {error}") from error
+    if not written.entries:
+        raise BadRequestError("entries is empty: a key needs at least one value")
+    return written
+
+
+def _project(request: Request) -> tuple[str, str]:
+    query = request.query
+    missing = [name for name in HANDLES if name not in query]
+    if missing:
+        raise BadRequestError(f"the query parameter {' and '.join(missing)} is missing")
+    return safe_handle(query[HANDLES[0]], HANDLES[0]), safe_handle(query[HANDLES[1]], HANDLES[1])
+
+
+def _component(request: Request, what: str) -> str:
+    return safe_component(request.parameters[0], what)
+
+
+def _artifact(request: Request, kind: str) -> str:
+    account, project = _project(request)
+    return artifact_key(account, project, kind, _component(request, "id"))
+
+
+def _checksum(request: Request) -> str | None:
+    header = request.headers.get(CHECKSUM)
+    if header is None:
+        return None
+    checksum = header.decode("latin-1").lower()
+    if _CHECKSUM.fullmatch(checksum) is None:
+        raise BadRequestError(f"{CHECKSUM.decode()} is {checksum[:80]!r}: 64 hex digits are needed")
+    return checksum
