@@ -1,1 +1,5 @@
 """Undercroft: a build cache node."""
+
+from importlib.metadata import version
+
+__version__ = version("undercroft")

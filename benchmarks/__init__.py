@@ -1,0 +1,1 @@
+"""Measurements that can be repeated; run each with ``python -m benchmarks.NAME``."""

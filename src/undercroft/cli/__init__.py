@@ -1,0 +1,30 @@
+"""The `undercroft` command, one file per command. Nothing else ends the process."""
+
+import typer
+
+import undercroft
+from undercroft.cli import serve
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app.command(name="serve")(serve.serve)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"undercroft {undercroft.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Undercroft: a build cache node for Tuist, Gradle, Bazel and ccache."""
+    del version
+
+
+def main() -> None:
+    """The entry point of the command."""
+    app()

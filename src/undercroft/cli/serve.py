@@ -1,0 +1,81 @@
+"""`undercroft serve`: runs the node until a signal."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+import uvloop
+
+from undercroft.config import Settings, load
+from undercroft.errors import UndercroftError
+from undercroft.node import Node, running
+from undercroft.supervisor import Crash
+from undercroft.telemetry import logs
+
+log = structlog.get_logger(__name__)
+
+EXIT_CRASHED = 1
+EXIT_UNUSABLE = 2
+"""Settings, address, data directory or databases cannot be used as they are; the line says what to do."""
+
+
+def serve(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Directory of databases and artifacts [default: data]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, 0 for a free one [default: 4000]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings")] = None,
+) -> None:
+    """Run the node until SIGTERM or SIGINT; a second signal stops it at once.
+
+    Every setting can also come from the environment (UNDERCROFT_PORT=4001,
+    UNDERCROFT_BUFFERS__SHUTDOWN_MS=5000) or from the TOML file; flags win over both.
+    """
+    given = {"data_dir": data_dir, "host": host, "port": port}
+    try:
+        settings = load({name: value for name, value in given.items() if value is not None}, config)
+        logs.configure(settings.log.level, settings.log.format)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            crash = runner.run(_run(settings))
+    except UndercroftError as error:
+        raise _failure(str(error), EXIT_UNUSABLE) from error
+    except OSError as error:
+        raise _failure(f"accepted rows could not be kept: {error}", EXIT_CRASHED) from error
+    if crash is not None:
+        raise _failure(
+            f"the worker {crash.worker} crashed: {crash.error!r}; the node was drained", EXIT_CRASHED
+        )
+
+
+def _failure(message: str, code: int) -> typer.Exit:
+    typer.echo(f"undercroft: {message}", err=True)
+    return typer.Exit(code)
+
+
+async def _run(settings: Settings) -> Crash | None:
+    """Serves until a signal (None) or a crash."""
+    node = Node(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, number, node)
+    async with running(node):
+        crash = await node.supervisor.finished()
+    log.info("stopped")
+    return crash
+
+
+def _on_signal(number: signal.Signals, node: Node) -> None:
+    if node.stopping:
+        # Asked twice: nothing more is written, which the data survives like a SIGKILL.
+        sys.stderr.write("undercroft: stopped at once by a second signal\n")
+        os._exit(128 + number)
+    log.info("stopping", signal=number.name)
+    node.request_stop()

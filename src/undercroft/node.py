@@ -1,0 +1,186 @@
+"""The node: every part, in the order in which it is built, started and stopped. Start here to read."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from undercroft.api.app import Application
+from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.bazel import BazelApi
+from undercroft.api.ccache import CcacheApi
+from undercroft.api.gradle import GradleApi
+from undercroft.api.health import Check, HealthApi, SpecApi, buffer_check, database_check, disk_check
+from undercroft.api.routing import Route
+from undercroft.api.tuist import TuistApi
+from undercroft.artifacts import CacheArtifacts
+from undercroft.buffers import SQLiteBuffer
+from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
+from undercroft.buffers.key_values import KeyValueBuffer
+from undercroft.buffers.s3_transfers import S3TransfersBuffer
+from undercroft.config import Settings
+from undercroft.database import Database
+from undercroft.database.schema import KEY_VALUES, NODE
+from undercroft.key_values import KeyValueStore
+from undercroft.s3.transfers import S3Transfers
+from undercroft.server import HttpServer, bind
+from undercroft.storage.capacity import Capacity, volume_of
+from undercroft.storage.disk import Disk
+from undercroft.supervisor import Supervisor
+from undercroft.telemetry.buffer_metrics import BufferMetrics
+from undercroft.telemetry.events import Events
+from undercroft.telemetry.prometheus import Prometheus
+from undercroft.telemetry.traffic_metrics import TrafficMetrics
+
+log = structlog.get_logger(__name__)
+
+
+class Node:
+    """All parts of one process. The constructor only puts them together; `start` touches the world."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.telemetry = Events()
+        self.supervisor = Supervisor()
+        synchronous = settings.database.synchronous
+        self.key_value_database = Database(
+            settings.data_dir / "key_values.sqlite", KEY_VALUES, synchronous=synchronous
+        )
+        self.node_database = Database(settings.data_dir / "node.sqlite", NODE, synchronous=synchronous)
+        self.databases = (self.key_value_database, self.node_database)
+        buffers = settings.buffers
+        self.key_value_buffer = SQLiteBuffer(
+            KeyValueBuffer(), self.key_value_database, self.telemetry, buffers.of("key_values")
+        )
+        self.artifact_buffer = SQLiteBuffer(
+            CacheArtifactsBuffer(), self.node_database, self.telemetry, buffers.of("cas_artifacts")
+        )
+        self.transfer_buffer = SQLiteBuffer(
+            S3TransfersBuffer(), self.node_database, self.telemetry, buffers.of("s3_transfers")
+        )
+        self.buffers: tuple[SQLiteBuffer[Any, Any], ...] = (
+            self.key_value_buffer,
+            self.artifact_buffer,
+            self.transfer_buffer,
+        )
+        self.disk = Disk(settings.data_dir, fsync=settings.disk.fsync)
+        self.capacity = Capacity(
+            volume_of(settings.data_dir), settings.disk.limit_bytes, settings.disk.limit_percent
+        )
+        self.key_values = KeyValueStore(self.key_value_database, self.key_value_buffer, settings.ack)
+        self.artifacts = CacheArtifacts(
+            self.node_database, self.artifact_buffer, self.disk, self.capacity, settings.ack
+        )
+        self.transfers = S3Transfers(self.node_database, self.transfer_buffer)
+        self.prometheus = Prometheus()
+        self.buffer_metrics = BufferMetrics(self.prometheus, self.telemetry, self.buffers)
+        self.traffic_metrics = TrafficMetrics(self.prometheus, self.telemetry, self.capacity)
+        self.application = Application(self._routes())
+        self.server: HttpServer | None = None
+        self.port = settings.port
+        self.stopping = False
+
+    # --- what is served ---------------------------------------------------------------------------
+
+    def _routes(self) -> list[Route]:
+        """Every dialect with its part of the services. A new one is a file in `api/` and an entry here."""
+        uploads = self.settings.uploads
+        tuist = TuistApi(
+            self.key_values,
+            self._artifact_routes("cas", uploads.cas_max_bytes, replace=False),
+            self._artifact_routes("gradle", uploads.gradle_max_bytes, replace=False),
+            self.telemetry,
+            uploads.key_value_max_bytes,
+            uploads.read_timeout_ms,
+        )
+        bazel = BazelApi(
+            self._artifact_routes("bazel", uploads.bazel_max_bytes, replace=True),
+            self._artifact_routes("bazel", uploads.bazel_max_bytes, replace=False),
+        )
+        gradle = GradleApi(self._artifact_routes("gradle", uploads.gradle_max_bytes, replace=True))
+        ccache = CcacheApi(
+            self._artifact_routes("ccache", uploads.ccache_max_bytes, replace=True), self.artifacts
+        )
+        health = HealthApi(self._checks(), self._render_metrics if self.settings.http.metrics else None)
+        routes = [route for api in (tuist, gradle, bazel, ccache, health) for route in api.routes()]
+        return [*routes, *SpecApi(routes).routes()]
+
+    def _artifact_routes(self, tool: str, max_bytes: int, *, replace: bool) -> ArtifactRoutes:
+        return ArtifactRoutes(
+            self.artifacts, self.telemetry, tool, replace, max_bytes, self.settings.uploads.read_timeout_ms
+        )
+
+    def _checks(self) -> list[Check]:
+        return [
+            *(database_check(database) for database in self.databases),
+            disk_check(self.disk),
+            *(buffer_check(buffer) for buffer in self.buffers),
+        ]
+
+    async def _render_metrics(self) -> tuple[bytes, str]:
+        self.traffic_metrics.set_pending_transfers(await self.transfers.count())
+        return self.prometheus.render()
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Opens everything, the address last: whoever can connect is served.
+
+        Raises an `UndercroftError` that says what is wrong; then `stop` undoes what was done.
+        """
+        # The port first of all, though nobody is let in yet: a second node on it must not touch the data.
+        bound = bind(self.settings.host, self.settings.port)
+        self.server = HttpServer(self.application, bound)
+        self.port = bound.getsockname()[1]
+        self.disk.open_directories()
+        for database in self.databases:
+            database.open()
+        self.artifacts.open()
+        for buffer in self.buffers:
+            # Rows that the last process spilled are replayed here, before anything newer can come.
+            await buffer.open()
+            self.supervisor.start(f"buffer {buffer.name}", buffer.run())
+        self.supervisor.start("http server", self.server.run())
+        log.info("listening", url=self.url, data_dir=str(self.settings.data_dir), ack=self.settings.ack)
+
+    @property
+    def url(self) -> str:
+        """Where the node listens."""
+        host = self.settings.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def request_stop(self) -> None:
+        """Lets whoever waits for the node to finish go on and stop it."""
+        self.stopping = True
+        self.supervisor.request_stop()
+
+    async def stop(self) -> None:
+        """Stops in the order in which parts need each other. Idempotent. Raises OSError if rows were lost."""
+        self.supervisor.expect_end()
+        # Requests first: nothing new comes in, and those in progress may still need every other part.
+        if self.server is not None:
+            await self.server.stop(self.settings.http.stop_grace_ms)
+        try:
+            # Then the buffers, all at once: each has `shutdown_ms` to commit or spill what it accepted.
+            await asyncio.gather(*(buffer.close() for buffer in self.buffers))
+        finally:
+            await self.supervisor.stop()
+            # The disk's threads finish what a cancelled request left them.
+            self.artifacts.close()
+            # Databases after everything that writes to them; closing empties the WAL into the file.
+            for database in self.databases:
+                await database.close()
+            # The directory of temporary files last: its lock tells other processes that this one lives.
+            self.disk.close()
+
+
+@asynccontextmanager
+async def running(node: Node) -> AsyncIterator[None]:
+    """Starts the node; it is stopped on leaving, and when starting fails half-way."""
+    try:
+        await node.start()
+        yield
+    finally:
+        await node.stop()
