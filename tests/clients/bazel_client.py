@@ -31,8 +31,7 @@ _END_LIMIT = 10.0
 
 # A short-lived server: little memory, and no time spent on optimising its code.
 _JVM = tuple(
-    f"--host_jvm_args={option}"
-    for option in ("-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+    f"--host_jvm_args={option}" for option in ("-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 )
 
 _BUILD_FLAGS = (
