@@ -1,5 +1,6 @@
 """The ASGI application: finds the route, runs its endpoint, and has an answer for whatever goes wrong."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 import structlog
 
 from undercroft.api import errors, responses
+from undercroft.api.bodies import discard_rest
 from undercroft.api.request import Receive, Request, Scope, Send
 from undercroft.api.routing import Route, Router, decoded
 
@@ -31,6 +33,8 @@ class Application:
         self._router = Router(routes)
         self._ids = os.urandom(4).hex()
         self._count = 0
+        # Asked once: gathering the values of a record costs more than routing a request.
+        self._logs_requests = log.is_enabled_for(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, by the rules of ASGI."""
@@ -41,6 +45,12 @@ class Application:
             await self._dispatch(request, scope["raw_path"])
         except Exception as error:  # noqa: BLE001  # the edge: whatever it is becomes an answer
             await self._answer(request, scope, error)
+        if self._logs_requests:
+            self._log(request, scope, started)
+        if not request.body_over and request.method != "GET":
+            await discard_rest(request)
+
+    def _log(self, request: Request, scope: Scope, started: float) -> None:
         log.debug(
             "request",
             request_id=request.request_id.decode(),

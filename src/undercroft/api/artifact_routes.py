@@ -1,6 +1,8 @@
 """What every dialect does with artifacts: serve one, store one, and tell how it went."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from undercroft import errors as node_errors
@@ -10,6 +12,29 @@ from undercroft.api.request import Request
 from undercroft.artifacts import CacheArtifacts, Stored
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
+
+
+# What a route can answer, for `/api/spec`.
+FOUND = {
+    200: "the artifact",
+    206: "a part of it",
+    304: "unchanged",
+    400: "bad parameters",
+    404: "no such artifact",
+    416: "no such part",
+}
+NOT_STORED = {
+    400: "bad parameters or an incomplete body",
+    408: "the body stopped coming",
+    413: "not stored: too large, or no room now",
+}
+
+
+@dataclass
+class _Upload:
+    result: str = "error"
+    reason: str = ""
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,8 +73,7 @@ class ArtifactRoutes:
 
     async def store(self, request: Request, key: str, *, expected_sha256: str | None = None) -> Stored:
         """Stores the body under the key; raises what the service raises. The dialect answers."""
-        result, reason, received = "error", "", 0
-        try:
+        with self._told() as upload:
             body = Body(request, self.max_bytes, self.read_timeout_ms)
             stored = await self.artifacts.store(
                 key,
@@ -58,25 +82,32 @@ class ArtifactRoutes:
                 replace=self.replace,
                 expected_sha256=expected_sha256,
             )
-            result, received = stored.value, body.received
+            upload.result, upload.bytes = stored.value, body.received
+        return stored
+
+    @contextmanager
+    def _told(self) -> Iterator[_Upload]:
+        """Tells how the upload inside ended, whichever way that was."""
+        upload = _Upload()
+        try:
+            yield upload
         except node_errors.IncompleteBodyError:
-            result = "cancelled"
+            upload.result = "cancelled"
             raise
         except Exception as error:
-            reason = type(error).__name__
+            upload.reason = type(error).__name__
             raise
         finally:
-            metadata = {"tool": self.tool, "result": result, "reason": reason}
-            self.telemetry.emit(events.UPLOAD, {"bytes": received}, metadata)
-        return stored
+            metadata = {"tool": self.tool, "result": upload.result, "reason": upload.reason}
+            self.telemetry.emit(events.UPLOAD, {"bytes": upload.bytes}, metadata)
 
     async def store_unless_there(self, request: Request, key: str, expected_sha256: str | None) -> Stored:
         """Like `store`; what is there already is not compared, the body is only read to its end."""
         if self.artifacts.find(key) is None or not await self._is_whole(key):
             return await self.store(request, key, expected_sha256=expected_sha256)
-        await Body(request, self.max_bytes, self.read_timeout_ms).drain()
-        metadata = {"tool": self.tool, "result": Stored.EXISTS.value, "reason": ""}
-        self.telemetry.emit(events.UPLOAD, {"bytes": 0}, metadata)
+        with self._told() as upload:
+            await Body(request, self.max_bytes, self.read_timeout_ms).drain()
+            upload.result = Stored.EXISTS.value
         return Stored.EXISTS
 
     async def _is_whole(self, key: str) -> bool:

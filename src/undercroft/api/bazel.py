@@ -5,7 +5,7 @@ import re
 from urllib.parse import quote
 
 from undercroft.api import responses
-from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
 from undercroft.errors import InvalidKeyError
@@ -29,16 +29,11 @@ class BazelApi:
     def routes(self) -> list[Route]:
         """The routes of this dialect."""
         path = "/bazel/{account}/{project}/{instance_kind_hash...}"
-        found = {200: "the blob or action result", 400: "not a hash", 404: "no such entry"}
-        stored = {
-            200: "stored",
-            400: "not a hash, or the body is not what the hash says",
-            413: "not stored: too large, or no room now",
-        }
+        stored = {200: "stored", **NOT_STORED, 400: "not a hash, or the body is not what the hash says"}
         body = "application/octet-stream"
         return [
-            Route("GET", path, self.get, "Fetch a blob (cas) or an action result (ac)", found),
-            Route("HEAD", path, self.get, "Ask for a blob (cas) or an action result (ac)", found),
+            Route("GET", path, self.get, "Fetch a blob (cas) or an action result (ac)", FOUND),
+            Route("HEAD", path, self.get, "Ask for a blob (cas) or an action result (ac)", FOUND),
             Route("PUT", path, self.put, "Store a blob (cas) or an action result (ac)", stored, body=body),
         ]
 

@@ -2,9 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from undercroft.api.request import Request
-from undercroft.errors import BodyTimeoutError, IncompleteBodyError, TooLargeError
+from undercroft.errors import BodyTimeoutError, IncompleteBodyError, TooLargeError, UndercroftError
+
+# What is read of a body nobody wants, so that the client sees its answer. More is cut off.
+DISCARD_BYTES = 128 << 20
+DISCARD_S = 5
 
 
 class Body:
@@ -19,10 +24,13 @@ class Body:
         self._request = request
         self._max_bytes = max_bytes
         self._read_timeout_ms = read_timeout_ms
-        self.received = 0
-        """Bytes read so far."""
         self.declared = _declared_length(request)
         self._check(self.declared or 0)
+
+    @property
+    def received(self) -> int:
+        """Bytes read so far."""
+        return self._request.received
 
     def _check(self, size: int) -> None:
         if size > self._max_bytes:
@@ -31,14 +39,16 @@ class Body:
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""
         # The server reports the end of a body in an event of its own; who counts need not wait for it.
-        more = self.declared != 0
+        more = self.received != self.declared
         while more:
             chunk, more = await self._receive()
-            self.received += len(chunk)
+            self._request.received += len(chunk)
+            more = more and self.received != self.declared
+            self._request.body_over = not more
             self._check(self.received)
             if chunk:
                 yield chunk
-            more = more and self.received != self.declared
+        self._request.body_over = True
         if self.declared is not None and self.received != self.declared:
             raise IncompleteBodyError(f"the body ended after {self._progress()}")
 
@@ -47,10 +57,12 @@ class Body:
             async with asyncio.timeout(self._read_timeout_ms / 1_000):
                 event = await self._request.receive()
         except TimeoutError:
+            self._request.body_over = True
             raise BodyTimeoutError(
                 f"nothing came for {self._read_timeout_ms} ms after {self._progress()}"
             ) from None
         if event["type"] != "http.request":
+            self._request.body_over = True
             raise IncompleteBodyError(f"the client left after {self._progress()}")
         return event.get("body", b""), event.get("more_body", False)
 
@@ -67,6 +79,19 @@ class Body:
         """Reads the body and forgets it."""
         async for _ in self.chunks():
             pass
+
+
+async def discard_rest(request: Request) -> None:
+    """Reads what an answer left unread of the body, within bounds.
+
+    A server that closes with bytes of the client's unread resets the connection: the client may never
+    see the answer, and Gradle gives its cache up for the rest of the build after one closed connection.
+    """
+    if request.body_over or _declared_length(request) == 0:
+        return
+    with suppress(TimeoutError, UndercroftError):
+        async with asyncio.timeout(DISCARD_S):
+            await Body(request, request.received + DISCARD_BYTES, DISCARD_S * 1_000).drain()
 
 
 def _declared_length(request: Request) -> int | None:

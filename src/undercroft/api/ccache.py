@@ -6,7 +6,7 @@ The layouts: https://ccache.dev/manual/4.7.5.html#_http_storage_backend.
 import re
 
 from undercroft.api import responses
-from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
 from undercroft.artifacts import CacheArtifacts, Stored
@@ -26,19 +26,14 @@ class CcacheApi:
     def routes(self) -> list[Route]:
         """The routes of this dialect."""
         path = "/ccache/{account}/{project}/{key...}"
-        found = {200: "the entry", 400: "not a key", 404: "no such entry"}
-        stored = {
-            200: "replaced",
-            201: "stored",
-            400: "not a key",
-            413: "not stored: too large, or no room now",
-        }
+        stored = {200: "replaced", 201: "stored", **NOT_STORED}
+        removed = {204: "gone, or was never there", 400: "not a key", 413: "not removed"}
         body = "application/octet-stream"
         return [
-            Route("GET", path, self.get, "Fetch a ccache entry", found),
-            Route("HEAD", path, self.get, "Ask for a ccache entry", found),
+            Route("GET", path, self.get, "Fetch a ccache entry", FOUND),
+            Route("HEAD", path, self.get, "Ask for a ccache entry", FOUND),
             Route("PUT", path, self.put, "Store a ccache entry", stored, body=body),
-            Route("DELETE", path, self.delete, "Remove a ccache entry", {204: "gone, or was never there"}),
+            Route("DELETE", path, self.delete, "Remove a ccache entry", removed),
         ]
 
     async def get(self, request: Request) -> None:

@@ -1,7 +1,7 @@
 """Gradle's HTTP build cache (https://docs.gradle.org/current/userguide/build_cache.html)."""
 
 from undercroft.api import responses
-from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
 from undercroft.artifacts import Stored
@@ -17,12 +17,11 @@ class GradleApi:
     def routes(self) -> list[Route]:
         """The routes of this dialect."""
         path = "/gradle/{account}/{project}/{key}"
-        found = {200: "the entry", 404: "no such entry"}
-        stored = {200: "replaced", 201: "stored", 413: "not stored: too large, or no room now"}
+        stored = {200: "replaced", 201: "stored", **NOT_STORED}
         body = "application/octet-stream"
         return [
-            Route("GET", path, self.get, "Fetch a Gradle build cache entry", found),
-            Route("HEAD", path, self.get, "Ask for a Gradle build cache entry", found),
+            Route("GET", path, self.get, "Fetch a Gradle build cache entry", FOUND),
+            Route("HEAD", path, self.get, "Ask for a Gradle build cache entry", FOUND),
             Route("PUT", path, self.put, "Store a Gradle build cache entry", stored, body=body),
         ]
 

@@ -1,7 +1,6 @@
 """One request as the endpoints see it."""
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -16,11 +15,13 @@ class Request:
     """The ASGI triple, with headers and parameters at hand."""
 
     __slots__ = (
+        "body_over",
         "headers",
         "method",
         "parameters",
         "query_string",
         "receive",
+        "received",
         "request_id",
         "send",
         "status",
@@ -34,14 +35,13 @@ class Request:
         self.send = send
         self.parameters: list[str] = []
         """The decoded components of the path that its route names, in order."""
+        self.received = 0
+        """Bytes of the body read so far."""
+        self.body_over = False
+        """Whether there is nothing more to read: the body is complete, or no more of it will come."""
         self.request_id = b""
         self.status = 0
         """The status sent; 0 as long as there is none, when something else may still be answered."""
-
-    @property
-    def query(self) -> Mapping[str, str]:
-        """Query parameters; of a repeated one the last counts."""
-        return _parse_query(self.query_string)
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Sends status and headers."""
@@ -55,9 +55,8 @@ class Request:
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-@lru_cache(maxsize=4096)
-def _parse_query(query_string: bytes) -> Mapping[str, str]:
-    # A build asks thousands of times with the same two handles in its query.
+def parse_query(query_string: bytes) -> dict[str, str]:
+    """Query parameters; of a repeated one the last counts. Raises `BadRequestError`."""
     try:
         return dict(parse_qsl(query_string.decode(), keep_blank_values=True, errors="strict"))
     except UnicodeDecodeError as error:

@@ -59,7 +59,8 @@ class Span(NamedTuple):
     end: int
 
 
-_RANGE = re.compile(rb"bytes=(\d*)-(\d*)")
+# No file has a size of more than 19 digits, and Python refuses to parse thousands of them.
+_RANGE = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})")
 
 
 def parse_range(value: bytes, size: int) -> Span | None:
@@ -132,24 +133,28 @@ async def _send(
     await request.start(status, head)
     if length <= CHUNK_BYTES:
         await request.finish(first)
-    else:
-        await _send_chunks(request, found.descriptor, Span(span.start + len(first), span.end), first)
-    return length
+        return length
+    rest = Span(span.start + len(first), span.end)
+    return await _send_chunks(request, found.descriptor, rest, first)
 
 
-async def _send_chunks(request: Request, descriptor: int, span: Span, first: bytes) -> None:
+async def _send_chunks(request: Request, descriptor: int, span: Span, first: bytes) -> int:
+    """Sends `first` and then the span; answers the bytes handed over before the client left."""
+    sent = len(first)
     # After the client has gone the server swallows what is sent, so somebody must listen for that.
     gone = asyncio.ensure_future(_client_gone(request))
     try:
         await _send_in_time(request, first)
         for offset in range(span.start, span.end, CHUNK_BYTES):
             if gone.done():
-                return
+                return sent
             piece = await _read(descriptor, offset, min(CHUNK_BYTES, span.end - offset))
             await _send_in_time(request, piece)
+            sent += len(piece)
         await request.finish()
     finally:
         gone.cancel()
+    return sent
 
 
 async def _client_gone(request: Request) -> None:

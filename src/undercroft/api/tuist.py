@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
 from undercroft.api import responses
-from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
 from undercroft.api.bodies import Body
-from undercroft.api.request import Request
+from undercroft.api.request import Request, parse_query
 from undercroft.api.routing import Route
 from undercroft.artifacts import Stored
 from undercroft.errors import BadRequestError
@@ -22,6 +23,20 @@ CHECKSUM = b"tuist-checksum-sha256"
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 
 HANDLES = ("account_handle", "project_handle")
+
+# What is told of each request, made once: this is the hot path.
+ONE = {"count": 1}
+HIT, MISS = {"result": "hit"}, {"result": "miss"}
+SUCCESS, FAILURE = {"result": "success"}, {"result": "error"}
+
+CACHED_QUERY_BYTES = 1_024
+
+NOT_STORED_NOW = {
+    **NOT_STORED,
+    422: "not the announced checksum",
+    503: "not stored, try again",
+    507: "no room now",
+}
 
 OCTETS = "application/octet-stream"
 
@@ -69,6 +84,7 @@ class TuistApi:
         stored = {
             204: "stored",
             400: "malformed JSON, missing fields or empty entries",
+            408: "the body stopped coming",
             413: "body too large",
             503: "not stored, try again",
         }
@@ -84,26 +100,19 @@ class TuistApi:
 
     def _cas_routes(self) -> list[Route]:
         path = "/api/cache/cas/{id}"
-        found = {200: "the artifact", 206: "a part of it", 304: "unchanged", 400: "bad parameters",
-                 404: "no such artifact", 416: "no such part"}  # fmt: skip
-        stored = {204: "stored, or already there", 400: "bad parameters or an incomplete body",
-                  408: "the body stopped coming", 413: "too large", 422: "not the announced checksum",
-                  503: "not stored, try again", 507: "no room"}  # fmt: skip
+        stored = {204: "stored, or already there", **NOT_STORED_NOW}
         return [
-            Route("GET", path, self.get_cas, "Fetch a CAS artifact", found, HANDLES),
-            Route("HEAD", path, self.get_cas, "Ask for a CAS artifact", found, HANDLES),
+            Route("GET", path, self.get_cas, "Fetch a CAS artifact", FOUND, HANDLES),
+            Route("HEAD", path, self.get_cas, "Ask for a CAS artifact", FOUND, HANDLES),
             Route("POST", path, self.post_cas, "Store a CAS artifact", stored, HANDLES, OCTETS),
         ]
 
     def _gradle_routes(self) -> list[Route]:
         path = "/api/cache/gradle/{key}"
-        found = {200: "the entry", 400: "bad parameters", 404: "no such entry"}
-        stored = {200: "already there", 201: "stored", 400: "bad parameters or an incomplete body",
-                  408: "the body stopped coming", 413: "too large", 422: "not the announced checksum",
-                  503: "not stored, try again", 507: "no room"}  # fmt: skip
+        stored = {200: "already there", 201: "stored", **NOT_STORED_NOW}
         return [
-            Route("GET", path, self.get_gradle, "Fetch a Gradle entry", found, HANDLES),
-            Route("HEAD", path, self.get_gradle, "Ask for a Gradle entry", found, HANDLES),
+            Route("GET", path, self.get_gradle, "Fetch a Gradle entry", FOUND, HANDLES),
+            Route("HEAD", path, self.get_gradle, "Ask for a Gradle entry", FOUND, HANDLES),
             Route("PUT", path, self.put_gradle, "Store a Gradle entry", stored, HANDLES, OCTETS),
         ]
 
@@ -111,24 +120,23 @@ class TuistApi:
 
     async def put(self, request: Request) -> None:
         """Replaces all values of a key; the last write wins."""
-        result = "error"
+        result = FAILURE
         try:
             account, project = _project(request)
             body = Body(request, self.key_value_max_bytes, self.read_timeout_ms)
             written = _parse(await body.whole())
             key = key_value_key(account, project, safe_component(written.cas_id, "cas_id"))
             await self.key_values.put(key, _encoder.encode(Payload(written.entries)).decode())
-            result = "success"
+            result = SUCCESS
         finally:
-            self.telemetry.emit(events.KEY_VALUE_PUT, {"count": 1}, {"result": result})
+            self.telemetry.emit(events.KEY_VALUE_PUT, ONE, result)
         await responses.empty(request, 204)
 
     async def get(self, request: Request) -> None:
         """Answers the values of a key."""
         account, project = _project(request)
         payload = self.key_values.get(key_value_key(account, project, _component(request, "cas_id")))
-        result = "miss" if payload is None else "hit"
-        self.telemetry.emit(events.KEY_VALUE_GET, {"count": 1}, {"result": result})
+        self.telemetry.emit(events.KEY_VALUE_GET, ONE, MISS if payload is None else HIT)
         if payload is None:
             await responses.message(request, 404, "no values are stored under this key")
         else:
@@ -159,7 +167,7 @@ class TuistApi:
 def _parse(body: bytes) -> KeyValuePut:
     try:
         written = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequestError(f"the body is not what a key value PUT sends: {error}") from error
     if not written.entries:
         raise BadRequestError("entries is empty: a key needs at least one value")
@@ -167,7 +175,15 @@ def _parse(body: bytes) -> KeyValuePut:
 
 
 def _project(request: Request) -> tuple[str, str]:
-    query = request.query
+    query = request.query_string
+    # Longer ones are not kept, or somebody could fill the memory with them.
+    return _project_of(query) if len(query) <= CACHED_QUERY_BYTES else _project_of.__wrapped__(query)
+
+
+# A build asks thousands of times with the same two handles in its query.
+@lru_cache(maxsize=4096)
+def _project_of(query_string: bytes) -> tuple[str, str]:
+    query = parse_query(query_string)
     missing = [name for name in HANDLES if name not in query]
     if missing:
         raise BadRequestError(f"the query parameter {' and '.join(missing)} is missing")

@@ -10,8 +10,12 @@ from undercroft.errors import InvalidKeyError
 # The longest name the file systems we know take (NAME_MAX of Linux), in bytes.
 MAX_COMPONENT_BYTES = 255
 
-# A separator of this or another system, or a control character (C0, DEL, C1).
-_FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+# So few characters have at most that many bytes in UTF-8.
+_SURELY_SHORT = MAX_COMPONENT_BYTES // 4 + 1
+
+# A separator of this or another system, a control character (C0, DEL, C1), or half a surrogate pair,
+# which no file name can hold.
+_FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def safe_component(value: str, what: str) -> str:
@@ -20,14 +24,16 @@ def safe_component(value: str, what: str) -> str:
     Everything else is allowed and kept as it is: spaces, unicode, percent signs. Raises
     `InvalidKeyError`.
     """
+    if value.isalnum() and len(value) < _SURELY_SHORT:
+        return value  # nearly all are hashes; this saves them the checks below
     if value in ("", ".", ".."):
         raise InvalidKeyError(f"{what} is {value!r}: it must be a name")
-    if len(value) * 4 > MAX_COMPONENT_BYTES and len(value.encode()) > MAX_COMPONENT_BYTES:
+    if _FORBIDDEN.search(value):
+        raise InvalidKeyError(f"{what} {value[:80]!r} contains a separator or a control character")
+    if len(value.encode()) > MAX_COMPONENT_BYTES:
         raise InvalidKeyError(
             f"{what} has {len(value.encode())} bytes: at most {MAX_COMPONENT_BYTES} are allowed"
         )
-    if _FORBIDDEN.search(value):
-        raise InvalidKeyError(f"{what} {value[:80]!r} contains a separator or a control character")
     return value
 
 
@@ -58,6 +64,7 @@ def artifact_path(root: Path, key: str) -> str:
 def key_value_key(account: str, project: str, cas_id: str) -> str:
     """The row key `keyvalue:{account}:{project}:{cas_id}`; a colon inside a handle is percent-encoded."""
     if ":" in account or ":" in project:
-        # Otherwise `a:b` + `c` and `a` + `b:c` would share their entries.
+        # Otherwise `a:b` + `c` and `a` + `b:c` would share their entries. The %3A it brings is upper
+        # case, so that no handle, which is lower case, looks like an encoded one.
         account, project = (quote(handle, safe=" ") for handle in (account, project))
     return f"keyvalue:{account}:{project}:{cas_id}"

@@ -5,6 +5,8 @@ import sys
 from typing import Literal
 
 import structlog
+from structlog.processors import ExceptionRenderer, JSONRenderer
+from structlog.tracebacks import ExceptionDictTransformer
 
 
 def configure(
@@ -13,9 +15,10 @@ def configure(
     """Sets up logging for the process; `auto` is for people on a terminal and JSON elsewhere."""
     for_people = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if for_people
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        # Without local variables: among them are requests with their credentials.
+        else [ExceptionRenderer(ExceptionDictTransformer(show_locals=False)), JSONRenderer()]
     )
     structlog.configure(
         processors=[

@@ -13,6 +13,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from undercroft.telemetry.tallies import Tallies
+
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -24,7 +26,9 @@ class Prometheus:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
         self.registry = CollectorRegistry()
         self.sums = Sums()
+        self.tallies = Tallies()
         self.registry.register(self.sums)
+        self.registry.register(self.tallies)
 
     def render(self) -> tuple[bytes, str]:
         """All series in the text format 0.0.4, and its content type."""
