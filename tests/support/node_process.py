@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,21 +19,31 @@ STOP_TIMEOUT_S = 60
 class NodeProcess:
     """`undercroft serve`, with its log read line by line."""
 
-    def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None, *, port: int = 0) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        port: int = 0,
+        arguments: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "undercroft"),
+        wrapper: Sequence[str] = (),
+    ) -> None:
+        """`settings` by their name in the environment; `arguments` go after the usual ones.
+
+        `program` is what Python runs; `wrapper` a command that runs Python.
+        """
         environment = {k: v for k, v in os.environ.items() if not k.startswith("UNDERCROFT_")}
         environment |= {f"UNDERCROFT_{name}": value for name, value in (settings or {}).items()}
         environment["UNDERCROFT_LOG__FORMAT"] = "json"
-        command = [
-            sys.executable,
-            "-m",
-            "undercroft",
-            "serve",
-            "--data-dir",
-            str(data_dir),
-            "--port",
-            str(port),
-        ]
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        usual = ("serve", "--data-dir", str(data_dir), "--port", str(port))
+        self.data_dir = data_dir
+        self.process = subprocess.Popen(
+            [*wrapper, sys.executable, *program, *usual, *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.log: list[dict[str, Any]] = []
         self.printed: list[str] = []
         """Lines on standard error that are no log records."""
@@ -59,12 +69,17 @@ class NodeProcess:
         while (record := self._news.get(timeout=timeout_s)) is not None:
             if record["event"] == event:
                 return record
+        self._news.put(None)
         raise AssertionError(f"the node ended before it logged {event!r}: {self.printed} {self.log[-3:]}")
 
     def wait_until_ready(self) -> "NodeProcess":
         """Returns when the node listens, with `url` set."""
         self.url = self.wait_for("listening")["url"]
         return self
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The records of that name so far."""
+        return [record for record in self.log if record["event"] == event]
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -89,9 +104,17 @@ class NodeProcess:
 
 
 @contextmanager
-def node_process(data_dir: Path, settings: Mapping[str, str] | None = None) -> Iterator[NodeProcess]:
+def node_process(
+    data_dir: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    port: int = 0,
+    arguments: Sequence[str] = (),
+    program: Sequence[str] = ("-m", "undercroft"),
+    wrapper: Sequence[str] = (),
+) -> Iterator[NodeProcess]:
     """A node that listens; it is killed on leaving if it still runs."""
-    node = NodeProcess(data_dir, settings)
+    node = NodeProcess(data_dir, settings, port=port, arguments=arguments, program=program, wrapper=wrapper)
     try:
         yield node.wait_until_ready()
     finally:

@@ -126,11 +126,17 @@ class CacheArtifactsBuffer:
 
 
 def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAccess:
-    """A store speaks for itself. An access on top of a pending store only moves its time."""
-    if older is None or newer.stored or not older.stored:
+    """A store speaks for itself, but for a digest it does not know: that one is kept, as in the table.
+
+    An access on top of a pending store only moves its time.
+    """
+    if older is None:
         return newer
-    at = max(older.accessed_at, newer.accessed_at)
-    return msgspec.structs.replace(older, accessed_at=at)
+    if older.stored and not newer.stored:
+        return msgspec.structs.replace(older, accessed_at=max(older.accessed_at, newer.accessed_at))
+    if older.content_sha256 is not None and newer.content_sha256 is None:
+        return msgspec.structs.replace(newer, content_sha256=older.content_sha256)
+    return newer
 
 
 # "WHERE true" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).

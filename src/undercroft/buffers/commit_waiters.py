@@ -11,6 +11,8 @@ REFUSALS_KEPT = 1_000
 
 
 class _Refusal(NamedTuple):
+    committed: int
+    """What was committed before: earlier events of the same row, that were fine."""
     generation: int
     error: str
 
@@ -58,7 +60,7 @@ class CommitWaiters:
     def refuse(self, generation: int, key: Hashable, error: str) -> None:
         """Says that the row was set aside; its waiters hear of it when the generation is resolved."""
         self._refusals.pop(key, None)
-        self._refusals[key] = _Refusal(generation, error)
+        self._refusals[key] = _Refusal(self._committed, generation, error)
         if len(self._refusals) > REFUSALS_KEPT:
             del self._refusals[next(iter(self._refusals))]
 
@@ -80,7 +82,7 @@ class CommitWaiters:
 
     def _raise_refusal(self, generation: int, key: Hashable) -> None:
         refusal = self._refusals.get(key)
-        if refusal is not None and generation <= refusal.generation:
+        if refusal is not None and refusal.committed < generation <= refusal.generation:
             raise RowRefusedError(f"SQLite refuses the row {key!r} of {self._name}: {refusal.error}")
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ class Committer:
         self._refused_path = refused_path
         self.stalled: str | None = None
         """Why the last transaction failed; None when it was committed."""
+        self._given_up = asyncio.Event()
+
+    def give_up(self) -> None:
+        """Retries nothing from now on: a transaction that meets a lock fails at once."""
+        self._given_up.set()
 
     async def commit(self, batches: Sequence[Batch]) -> tuple[list[Batch], list[RefusedRow]]:
         """Commits in order; answers the batches SQLite would not take now, and the rows it never will.
@@ -67,6 +73,8 @@ class Committer:
                 if not is_locked(error) or attempt > self._settings.retry_max_attempts:
                     return None
                 await self._back_off(group, attempt)
+                if self._given_up.is_set():
+                    return None
             else:
                 self._recover()
                 return written
@@ -79,7 +87,12 @@ class Committer:
         delay_ms = self._settings.retry_base_delay_ms * 2 ** (attempt - 1)
         delay_ms = min(delay_ms, self._settings.retry_max_delay_ms)
         # Jitter, so that processes which met the same lock do not meet again.
-        await asyncio.sleep(delay_ms * random.uniform(0.5, 1.0) / 1_000)  # noqa: S311  # not a secret
+        await self._pause(delay_ms * random.uniform(0.5, 1.0) / 1_000)  # noqa: S311  # not a secret
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._given_up.wait()
 
     def _stall(self, error: apsw.Error) -> None:
         reason = f"{type(error).__name__}: {error}"
@@ -108,7 +121,7 @@ class Committer:
         name = self._table.buffer_name
         for operation, entry, error in refused:
             key = self._table.entry_key(entry)
-            log.error("row_refused", buffer=name, operation=operation, key=key, error=error)
+            log.error("row_refused", buffer=name, operation=operation, key=repr(key), error=error)
             self._telemetry.emit(events.REFUSED, {"count": 1}, {"buffer": name, "operation": operation})
         try:
             await asyncio.to_thread(append_refused, self._refused_path, refused)

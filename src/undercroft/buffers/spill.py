@@ -1,8 +1,10 @@
 """The files rows go to when the database will not have them."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,8 +16,7 @@ FORMAT = "undercroft-spill-1"
 
 def write_spill(path: Path, batches: Iterable[Batch]) -> None:
     """Writes the batches durably under `path`, whole or not at all. Raises OSError."""
-    lines = [msgspec.json.encode(FORMAT)]
-    lines += [msgspec.json.encode((operation, entries)) for operation, entries in batches]
+    lines = [_encode(FORMAT), *(_encode(batch) for batch in batches)]
     temporary = path.with_name(path.name + ".tmp")
     try:
         _write_through(temporary, b"\n".join(lines) + b"\n")
@@ -44,12 +45,12 @@ def sync_directory(path: Path) -> None:
 
 def read_spill(path: Path, entry_types: Mapping[str, type[msgspec.Struct]]) -> list[Batch]:
     """The batches of a spill file; raises `UndercroftError` when it is not one of this version's."""
-    head, *lines = path.read_bytes().splitlines()
     try:
-        if msgspec.json.decode(head) != FORMAT:
+        head, *lines = path.read_bytes().splitlines()
+        if _decode(head) != FORMAT:
             raise ValueError(f"it does not start with {FORMAT!r}")  # noqa: TRY301
         return [_read_batch(line, entry_types) for line in lines]
-    except (ValueError, KeyError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, KeyError, msgspec.DecodeError) as error:
         raise UndercroftError(
             f"the spill file {path} cannot be read ({error!r}); it holds rows that were acknowledged: "
             "move it away to start without them"
@@ -57,12 +58,26 @@ def read_spill(path: Path, entry_types: Mapping[str, type[msgspec.Struct]]) -> l
 
 
 def _read_batch(line: bytes, entry_types: Mapping[str, type[msgspec.Struct]]) -> Batch:
-    operation, raw = msgspec.json.decode(line, type=tuple[str, msgspec.Raw])
-    entries = msgspec.json.decode(raw, type=list[msgspec.Raw])
-    return Batch(operation, [msgspec.json.decode(entry, type=entry_types[operation]) for entry in entries])
+    operation, rows = msgspec.convert(_decode(line), tuple[str, list[Any]])
+    return Batch(operation, [msgspec.convert(row, entry_types[operation]) for row in rows])
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        # A lone surrogate has no UTF-8, but an escape in JSON. SQLite will refuse the row, alone.
+        return json.dumps(msgspec.to_builtins(value)).encode()
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return json.loads(line)
 
 
 def append_refused(path: Path, rows: Sequence[tuple[str, msgspec.Struct, str]]) -> None:
     """Appends rows that SQLite refused, one JSON line each, for a person to look at. Raises OSError."""
     with path.open("ab") as file:
-        file.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
+        file.writelines(_encode(row) + b"\n" for row in rows)

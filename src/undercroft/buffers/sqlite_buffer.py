@@ -10,7 +10,8 @@ import structlog
 
 from undercroft.buffers.bufferable import Batch, Bufferable, QueueStats
 from undercroft.buffers.commit_waiters import CommitWaiters
-from undercroft.buffers.committer import Committer
+from undercroft.buffers.committer import BATCHES_PER_TRANSACTION, Committer
+from undercroft.buffers.generations import Generation, Generations
 from undercroft.buffers.settings import BufferSettings
 from undercroft.buffers.spill import read_spill, write_spill
 from undercroft.database import Database
@@ -56,6 +57,7 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         settings: BufferSettings | None = None,
     ) -> None:
         self.name = table.buffer_name
+        self.operations = tuple(table.entry_types)
         self.settings = settings or BufferSettings()
         self.spill_path: Path = database.path.with_name(f"{self.name}.spill")
         """Where `close` puts rows that SQLite would not take in time."""
@@ -64,16 +66,18 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         self._table = table
         self._telemetry = telemetry
         self._committer = Committer(table, database, telemetry, self.settings, self.refused_path)
-        self._state = table.init_state()
-        self._in_flight = table.init_state()
-        self._generation = 1
+        # So many rows fit into one transaction.
+        self._generations = Generations(table, self.settings.max_batch_size * BATCHES_PER_TRANSACTION)
+        self._pressure = QueueStats(
+            int(self.settings.max_pending_rows * SHED_FROM), int(self.settings.max_pending_bytes * SHED_FROM)
+        )
         self._waiters = CommitWaiters(self.name)
-        self._oldest: float | None = None
-        self._oldest_in_flight: float | None = None
         self._wake = asyncio.Event()
+        self._tick = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._room_freed = asyncio.Event()
         self._flushing = asyncio.Lock()
+        self._closing = asyncio.Lock()
         self._accepts = False
         self._closed = False
 
@@ -87,38 +91,41 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         """
         if not self._accepts:
             raise ClosedError(f"buffer {self.name} accepts nothing: it is not open")
-        fill = self._fill()
-        if fill >= SHED_FROM and self._table.sheddable(event):
-            self._telemetry.emit(events.SHED, {"count": 1}, {"buffer": self.name})
-            return SHED
-        if fill >= 1:
-            raise self._no_room()
+        rows, size = self._generations.stats()
+        if rows >= self._pressure.rows or size >= self._pressure.bytes:
+            if self._table.sheddable(event):
+                self._telemetry.emit(events.SHED, {"count": 1}, {"buffer": self.name})
+                return SHED
+            if self._is_full():
+                raise self._no_room()
         return self._accept(event)
 
     async def enqueue(self, event: EventT) -> Ticket:
         """Like `enqueue_nowait`, but waits up to `enqueue_timeout_ms` for room in a full buffer."""
-        if self._fill() >= 1 and not self._table.sheddable(event):
+        if self._is_full() and not self._table.sheddable(event):
             await self._wait_for_room()
         return self.enqueue_nowait(event)
 
     def _accept(self, event: EventT) -> Ticket:
-        self._table.handle_event(self._state, event)
-        if self._oldest is None:
-            self._oldest = time.monotonic()
+        number = self._generations.add(event)
+        if self._timer is None:
             self._start_timer()
-        if self._table.queue_stats(self._state).rows >= self.settings.max_batch_size:
-            self._wake.set()
-        return Ticket(self._generation, self._table.row_key(event))
+        self._wake_if_due()
+        return Ticket(number, self._table.row_key(event))
 
-    def _fill(self) -> float:
-        """How full the buffer is, as a share of its bound. Rows in flight count: they are in memory."""
-        rows, size = self.queue_stats()
-        return max(rows / self.settings.max_pending_rows, size / self.settings.max_pending_bytes)
+    def _wake_if_due(self) -> None:
+        if self._generations.rows_gathered >= self.settings.max_batch_size or self._generations.full_waits:
+            self._wake.set()
+
+    def _is_full(self) -> bool:
+        """Whether the bound is reached. Rows in flight count: they are in memory."""
+        rows, size = self._generations.stats()
+        return rows >= self.settings.max_pending_rows or size >= self.settings.max_pending_bytes
 
     async def _wait_for_room(self) -> None:
         try:
             async with asyncio.timeout(self.settings.enqueue_timeout_ms / 1_000):
-                while self._fill() >= 1 and self._accepts:
+                while self._is_full() and self._accepts:
                     self._wake.set()
                     await self._room_freed.wait()
         except TimeoutError:
@@ -140,25 +147,21 @@ class SQLiteBuffer(Generic[StateT, EventT]):
 
         None means that they say nothing: ask the database. In constant time.
         """
-        found = self._table.pending(self._state, key)
-        return self._table.pending(self._in_flight, key) if found is None else found
+        return self._generations.pending(key)
 
     def queue_stats(self) -> QueueStats:
         """Rows and bytes that are not committed yet, waiting and in flight."""
-        rows, size = self._table.queue_stats(self._state)
-        rows_in_flight, size_in_flight = self._table.queue_stats(self._in_flight)
-        return QueueStats(rows + rows_in_flight, size + size_in_flight)
+        return self._generations.stats()
 
     @property
     def rows_in_flight(self) -> int:
         """Rows handed to SQLite that are not committed yet."""
-        return self._table.queue_stats(self._in_flight).rows
+        return self._generations.rows_in_flight
 
     @property
     def oldest_age(self) -> float:
         """Seconds the oldest uncommitted event has waited; 0.0 when there is none."""
-        since = self._oldest_in_flight if self._oldest_in_flight is not None else self._oldest
-        return 0.0 if since is None else time.monotonic() - since
+        return self._generations.oldest_age
 
     @property
     def stalled(self) -> str | None:
@@ -184,10 +187,8 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         """Commits everything accepted so far; raises `CommitTimeoutError` after `flush_timeout_ms`."""
         if self._closed:
             raise ClosedError(f"buffer {self.name} is closed")
-        nothing_waits = self._table.queue_empty(self._state)
-        generation = self._generation - 1 if nothing_waits else self._generation
-        self._wake.set()
-        await self._waiters.wait(generation, None, self.settings.flush_timeout_ms)
+        self._on_tick()
+        await self._waiters.wait(self._generations.newest, None, self.settings.flush_timeout_ms)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -221,29 +222,57 @@ class SQLiteBuffer(Generic[StateT, EventT]):
             self._wake.clear()
             if not self._closed:
                 await self._flush_generation()
+                await self._before_the_next()
+
+    async def _before_the_next(self) -> None:
+        if self.stalled is not None and not self._closed:
+            await self._next_tick()
+        else:
+            self._wake_if_due()
+
+    async def _next_tick(self) -> None:
+        """After a failure only time, `flush` and `close` lead to the next attempt.
+
+        Those who wait for a commit or for room would have a full disk tried again without a pause.
+        """
+        self._tick.clear()
+        await self._tick.wait()
+
+    def _on_tick(self) -> None:
+        self._tick.set()
+        self._wake.set()
 
     async def close(self) -> None:
         """Accepts nothing more, drains for up to `shutdown_ms`, spills what is left. Idempotent.
 
         It drains by itself, so that a crash of `run` loses nothing. Raises OSError if the spill
-        file cannot be written.
+        file cannot be written, and what the drain raised (then too the rows are spilled).
         """
         self._accepts = False
-        if self._closed:
-            return
+        # A second caller waits for the first: two of them would write the same spill file.
+        async with self._closing:
+            if not self._closed:
+                await self._drain_or_spill()
+
+    async def _drain_or_spill(self) -> None:
         try:
             async with asyncio.timeout(self.settings.shutdown_ms / 1_000):
                 await self._drain()
         except TimeoutError:
             log.warning("drain_timed_out", buffer=self.name, shutdown_ms=self.settings.shutdown_ms)
-        self._closed = True
-        self._stop_timer()
-        self._wake.set()
-        self._room_freed.set()
-        try:
-            await self._spill()
         finally:
-            self._waiters.close()
+            self._end_run()
+            try:
+                await self._spill()
+            finally:
+                self._waiters.close()
+
+    def _end_run(self) -> None:
+        self._closed = True
+        self._committer.give_up()
+        self._stop_timer()
+        self._on_tick()
+        self._room_freed.set()
 
     async def _drain(self) -> None:
         while self.queue_stats().rows:
@@ -252,8 +281,8 @@ class SQLiteBuffer(Generic[StateT, EventT]):
                 await asyncio.sleep(self.settings.retry_base_delay_ms / 1_000)
 
     async def _spill(self) -> None:
-        # What is in flight comes first: it is older. It may be committed yet, which does no harm.
-        batches = [*self._batches_of(self._in_flight), *self._batches_of(self._state)]
+        # The oldest first. What is in flight may be committed yet, which does no harm.
+        batches = [batch for one in self._generations.all() for batch in self._batches_of(one)]
         if not batches:
             return
         await asyncio.to_thread(write_spill, self.spill_path, batches)
@@ -261,59 +290,49 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         log.warning("rows_spilled", buffer=self.name, rows=count, path=str(self.spill_path))
         self._telemetry.emit(events.SPILLED, {"count": count}, {"buffer": self.name})
 
-    def _batches_of(self, state: StateT) -> list[Batch]:
-        return self._table.flush_batches(state, self.settings.max_batch_size)[0]
+    def _batches_of(self, generation: Generation[StateT]) -> list[Batch]:
+        return self._table.flush_batches(generation.state, self.settings.max_batch_size)[0]
 
     def reset(self) -> None:
         """Forgets what is pending. For tests only, while nothing is in flight."""
         self._stop_timer()
-        self._state = self._table.init_state()
-        self._oldest = None
+        self._generations.forget()
 
     # --- flushing ---------------------------------------------------------------------------------
 
     async def _flush_generation(self) -> None:
-        """Takes all that is pending and commits it; what SQLite does not take now goes back."""
+        """Commits the oldest generation; what SQLite does not take now goes back."""
         async with self._flushing:
-            generation, batches = self._take()
-            left = batches  # whatever ends the attempt, what is not known to be committed is kept
+            generation = self._generations.take()
+            if not self._generations.rows_gathered:
+                self._stop_timer()
+            left = batches = self._batches_of(generation)
+            # Whatever ends the attempt, what is not known to be committed is kept.
             try:
                 left, refused = await self._committer.commit(batches)
                 for row in refused:
-                    self._waiters.refuse(generation, self._table.entry_key(row.entry), row.error)
+                    self._waiters.refuse(generation.number, self._table.entry_key(row.entry), row.error)
             finally:
-                self._settle(generation, left)
+                self._settle(generation.number, left)
 
-    def _settle(self, generation: int, left: list[Batch]) -> None:
+    def _settle(self, number: int, left: list[Batch]) -> None:
+        self._generations.settle(left)
         if left:
-            self._put_back(left)
+            self._start_timer()
         else:
-            self._waiters.resolve(generation)
-        self._in_flight, self._oldest_in_flight = self._table.init_state(), None
+            self._waiters.resolve(number)
         # Wakes all who wait for room; each looks for itself whether there is any.
         self._room_freed.set()
         self._room_freed.clear()
 
-    def _take(self) -> tuple[int, list[Batch]]:
-        generation = self._generation
-        self._generation += 1
-        self._stop_timer()
-        self._in_flight = self._state
-        batches, self._state = self._table.flush_batches(self._state, self.settings.max_batch_size)
-        self._oldest_in_flight, self._oldest = self._oldest, None
-        return generation, batches
-
-    def _put_back(self, batches: list[Batch]) -> None:
-        """Merges batches under what has come since. The generation after carries them now."""
-        for batch in batches:
-            self._table.restore(self._state, batch)
-        self._oldest = self._oldest_in_flight
-        self._start_timer()
-
     def _start_timer(self) -> None:
         loop = asyncio.get_running_loop()
         self._stop_timer()
-        self._timer = loop.call_later(self.settings.flush_interval_ms / 1_000, self._wake.set)
+        self._timer = loop.call_later(self.settings.flush_interval_ms / 1_000, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._on_tick()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import apsw
 
-from undercroft.database.schema import Schema, check_file, migrate
-from undercroft.errors import ClosedError
+from undercroft.database.schema import Schema, check_file, is_current, migrate
+from undercroft.errors import ClosedError, DatabaseLockedError
 
 T = TypeVar("T")
 
@@ -26,23 +26,20 @@ BUSY_TIMEOUT_MS = 100
 # A checkpoint starts when the WAL holds this many pages (4 MiB), as SQLite does by default.
 CHECKPOINT_PAGES = 1_000
 
-# A background checkpoint never catches up with a writer that does not pause, and a WAL is only reused
-# from its beginning once it is copied whole. From this size on (64 MiB) the writer itself copies the
-# little that the background left over.
+# A background checkpoint never catches up with a writer that does not pause: when it has copied all it
+# saw there is more, and a WAL is only reused from its beginning once it is copied whole. From this size
+# on (64 MiB) the writer itself copies the little that came meanwhile.
 WAL_LIMIT_PAGES = 16_384
 
+# Each value as SQLite reports it.
 PRAGMAS: tuple[tuple[str, str | int, str], ...] = (
-    (
-        "auto_vacuum",
-        "INCREMENTAL",
-        "pages that deletes leave can be given back; only takes in a new file",
-    ),
-    ("journal_mode", "WAL", "readers never wait for the writer, a commit is one append"),
+    ("auto_vacuum", 2, "INCREMENTAL: pages that deletes leave can be given back; only takes in a new file"),
+    ("journal_mode", "wal", "readers never wait for the writer, a commit is one append"),
     ("busy_timeout", BUSY_TIMEOUT_MS, "see BUSY_TIMEOUT_MS"),
     ("wal_autocheckpoint", 0, "a checkpoint inside a commit costs that flush 20-60 ms"),
     ("journal_size_limit", 64 << 20, "a WAL that grew under load is cut when it is reused"),
     ("cache_size", -65_536, "64 MiB: keys are hashes, every row touches another index page"),
-    ("temp_store", "MEMORY", "sorting never writes files beside the data"),
+    ("temp_store", 2, "MEMORY: sorting never writes files beside the data"),
     ("foreign_keys", 1, "SQLite leaves them off by default"),
     ("trusted_schema", 0, "no function of ours is meant to be called from a file's schema"),
 )
@@ -59,7 +56,9 @@ def open_connection(path: Path, *, synchronous: str = "NORMAL", read_only: bool 
         # First of all: even setting the journal mode may meet the lock of another process.
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         for name, value, _ in PRAGMAS:
-            connection.pragma(name, value)
+            # To set auto_vacuum takes the write lock, even to what it is: another process may have it.
+            if connection.pragma(name) != value:
+                connection.pragma(name, value)
         connection.pragma("synchronous", synchronous)
         if read_only:
             connection.pragma("query_only", 1)
@@ -90,7 +89,7 @@ class ConnectionThread:
         self._open = open_in_thread
         self._jobs: queue.SimpleQueue[Callable[[apsw.Connection], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._opened: queue.SimpleQueue[apsw.Error | None] = queue.SimpleQueue()
+        self._opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._accepts = False
 
     def open(self) -> None:
@@ -105,7 +104,7 @@ class ConnectionThread:
     def _work(self) -> None:
         try:
             connection = self._open()
-        except apsw.Error as error:
+        except BaseException as error:  # noqa: BLE001  # handed to `open`, which waits for an answer
             self._opened.put(error)
             return
         self._opened.put(None)
@@ -132,6 +131,9 @@ class ConnectionThread:
             outcome: Callable[[], None]
             try:
                 result = function(connection)
+            except StopIteration as error:
+                # No future takes this one: the caller would wait for ever.
+                outcome = _setter(answer.set_exception, RuntimeError(f"the function raised {error!r}"))
             except BaseException as error:  # noqa: BLE001  # handed to the caller, who raises it
                 outcome = _setter(answer.set_exception, error)
             else:
@@ -145,11 +147,20 @@ class ConnectionThread:
 
     async def close(self) -> None:
         """Finishes what was submitted, closes the connection, ends the thread. Idempotent."""
+        self._stop_accepting()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    def abandon(self) -> None:
+        """The same for a thread that has nothing to do yet. Blocks for no more than a moment."""
+        self._stop_accepting()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _stop_accepting(self) -> None:
         if self._accepts:
             self._accepts = False
             self._jobs.put(None)
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
 
 
 def _setter(method: Callable[[Any], None], value: Any) -> Callable[[], None]:
@@ -177,6 +188,7 @@ class Database:
         self._reader = self._thread("reader", self._open_reader)
         self._checkpointer = self._thread("checkpointer", self._open_reader_writer)
         self._checkpoint_due = False
+        self._restart_from = WAL_LIMIT_PAGES
         self.checkpoint_failures = 0
 
     def _thread(self, role: str, opener: Callable[[], apsw.Connection]) -> ConnectionThread:
@@ -194,17 +206,45 @@ class Database:
         return open_connection(self.path, read_only=True)
 
     def open(self) -> None:
-        """Checks the file, migrates it and starts the threads. Blocks; call it before serving."""
-        check_file(self.path, self._schema)
+        """Checks the file, migrates it and starts the threads. Blocks; call it before serving.
+
+        Raises `DatabaseLockedError` if it must be migrated, or cannot even be read, and another
+        process holds a lock. Whatever it raises, no thread and no connection is left.
+        """
+        try:
+            check_file(self.path, self._schema)
+            self._migrate()
+            self._point_reader = self._open_reader()
+            for thread in self._threads():
+                thread.open()
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, apsw.BusyError | apsw.LockedError):
+                raise DatabaseLockedError(
+                    f"another process holds a lock on {self.path} ({error}): end it and start again"
+                ) from error
+            raise
+
+    def _migrate(self) -> None:
         connection = open_connection(self.path, synchronous=self._synchronous)
         try:
-            with transaction(connection):
-                migrate(connection, self._schema)
+            # SQLite opens a file that it may only read, and says so at the first write.
+            if connection.readonly("main"):
+                raise apsw.ReadOnlyError(f"{self.path.name} may only be read")
+            # A file that needs nothing is not written to, and so opens next to a backup that locks it.
+            if not is_current(connection, self._schema):
+                with transaction(connection):
+                    migrate(connection, self._schema)
         finally:
             connection.close()
-        self._point_reader = self._open_reader()
-        for thread in (self._writer, self._reader, self._checkpointer):
-            thread.open()
+
+    def _threads(self) -> tuple[ConnectionThread, ...]:
+        return (self._reader, self._writer, self._checkpointer)
+
+    def _abandon(self) -> None:
+        for thread in self._threads():
+            thread.abandon()
+        self._close_point_reader()
 
     async def write(self, function: Callable[[apsw.Connection], T]) -> T:
         """Runs `function` on the writer. It opens its own `transaction`."""
@@ -232,13 +272,16 @@ class Database:
 
     def _checkpoint(self, connection: apsw.Connection) -> None:
         try:
-            in_wal, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            in_wal, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.Error:
             # Locked or no space: the WAL keeps everything, the next commit asks again.
             self.checkpoint_failures += 1
-            in_wal = copied = 0
-        if copied < in_wal and in_wal >= WAL_LIMIT_PAGES:
-            self._writer.post(self._restart_wal)
+            in_wal = 0
+        if in_wal >= self._restart_from:
+            self._writer.post(self._restart_wal)  # still due: two checkpoints at once answer "busy"
+            return
+        if in_wal < WAL_LIMIT_PAGES:
+            self._restart_from = WAL_LIMIT_PAGES
         self._checkpoint_due = False
 
     def _restart_wal(self, connection: apsw.Connection) -> None:
@@ -246,12 +289,17 @@ class Database:
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
         except apsw.Error:
             self.checkpoint_failures += 1
+            # A reader stays where it is: to wait BUSY_TIMEOUT_MS for it after every commit helps nobody.
+            self._restart_from += WAL_LIMIT_PAGES
+        self._checkpoint_due = False
 
     async def close(self) -> None:
         """Finishes submitted work and closes every connection; the last one empties the WAL. Idempotent."""
-        await self._reader.close()
-        await self._writer.close()
-        await self._checkpointer.close()
+        for thread in self._threads():
+            await thread.close()
+        self._close_point_reader()
+
+    def _close_point_reader(self) -> None:
         if self._point_reader is not None:
             self._point_reader.close()
             self._point_reader = None

@@ -23,6 +23,16 @@ class Schema:
     tables: tuple[str, ...]
 
 
+# The last one says that a table is missing.
+UNUSABLE = (
+    apsw.NotADBError,
+    apsw.CorruptError,
+    apsw.FormatError,
+    apsw.IOError,
+    apsw.CantOpenError,
+    apsw.SQLError,
+)
+
 KEY_VALUES = Schema("key_values", 0x55434B56, ("key_value_entries",))
 NODE = Schema("node", 0x55434E44, ("cache_artifacts", "s3_transfers"))
 
@@ -47,7 +57,7 @@ def check_file(path: Path, schema: Schema) -> None:
         return
     try:
         _check_contents(path, schema)
-    except (apsw.NotADBError, apsw.CorruptError, apsw.FormatError, apsw.IOError) as error:
+    except UNUSABLE as error:
         raise DatabaseFileError(
             f"{path} is not a usable SQLite database ({error}); "
             "it was left untouched: restore it from a backup, or move it away to start empty"
@@ -58,8 +68,11 @@ def _check_contents(path: Path, schema: Schema) -> None:
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         connection.set_busy_timeout(1_000)
+        # The last connection to close would copy a WAL that is left over into a file that may be refused.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         version = _check_owner(connection, path, schema)
         if version:
+            _check_length(connection, path)
             _touch_both_ends(connection, schema)
     finally:
         connection.close()
@@ -83,6 +96,16 @@ def _check_owner(connection: apsw.Connection, path: Path, schema: Schema) -> int
     return int(version)
 
 
+def _check_length(connection: apsw.Connection, path: Path) -> None:
+    """SQLite itself sees when whole pages are missing at the end, but not when the last one is cut."""
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists() and wal.stat().st_size:
+        return  # pages may be in there only
+    whole = connection.pragma("page_count") * connection.pragma("page_size")
+    if path.stat().st_size < whole:
+        raise apsw.CorruptError(f"it has {path.stat().st_size} bytes of {whole}")
+
+
 def _touch_both_ends(connection: apsw.Connection, schema: Schema) -> None:
     """Reads the first and the last row of each table: a truncated file fails here, whatever its size.
 
@@ -91,6 +114,11 @@ def _touch_both_ends(connection: apsw.Connection, schema: Schema) -> None:
     for table in schema.tables:
         for order in ("ASC", "DESC"):
             connection.execute(f"SELECT * FROM {table} ORDER BY rowid {order} LIMIT 1").fetchall()  # noqa: S608
+
+
+def is_current(connection: apsw.Connection, schema: Schema) -> bool:
+    """Whether `migrate` has nothing to do."""
+    return bool(connection.pragma("user_version") == len(migrations(schema)))
 
 
 def migrate(connection: apsw.Connection, schema: Schema) -> None:

@@ -1,0 +1,201 @@
+"""The rules of the table of artifacts."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from undercroft.buffers import Batch
+from undercroft.buffers.cache_artifacts import (
+    ACCESSES,
+    DELETES,
+    ArtifactAccess,
+    ArtifactDelete,
+    ArtifactEvent,
+    CacheArtifactsBuffer,
+    CacheArtifactsState,
+)
+
+from .drivers import CacheArtifacts
+from .rig import Rig
+
+TABLE = CacheArtifactsBuffer()
+DIGEST, OTHER_DIGEST = "d" * 64, "e" * 64
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = await Rig(CacheArtifacts(), tmp_path).open()
+    yield rig
+    await rig.crash()
+
+
+def state_after(*events: ArtifactEvent) -> CacheArtifactsState:
+    state = TABLE.init_state()
+    for event in events:
+        TABLE.handle_event(state, event)
+    return state
+
+
+def store(size: int, at: int, digest: str | None = None) -> ArtifactAccess:
+    return ArtifactAccess("k", size, at, digest, stored=True)
+
+
+def access(size: int, at: int) -> ArtifactAccess:
+    return ArtifactAccess("k", size, at)
+
+
+GONE = ArtifactDelete("k")
+
+
+def row(rig: Rig, key: str = "k") -> dict[str, Any] | None:
+    names = ("id", "size_bytes", "content_sha256", "last_accessed_at", "inserted_at", "updated_at")
+    found = rig.database.find(f"SELECT {', '.join(names)} FROM cache_artifacts WHERE key = ?", key)
+    return None if found is None else dict(zip(names, found, strict=True))
+
+
+async def flushed(rig: Rig, *events: ArtifactEvent) -> dict[str, Any] | None:
+    for event in events:
+        rig.buffer.enqueue_nowait(event)
+    await rig.buffer.flush()
+    return row(rig)
+
+
+@pytest.mark.parametrize(
+    ("events", "accesses", "deletes"),
+    [
+        ([access(1, 10)], [access(1, 10)], []),
+        ([access(1, 10), access(2, 20)], [access(2, 20)], []),
+        ([access(1, 10), GONE], [], [GONE]),  # a delete removes a pending access
+        ([GONE, access(1, 10)], [access(1, 10)], []),  # an access removes a pending delete
+        ([GONE, GONE], [], [GONE]),
+        ([store(1, 10), GONE, store(2, 30)], [store(2, 30)], []),
+        ([store(1, 10), access(9, 20)], [store(1, 20)], []),  # an access moves only the time of a store
+        ([store(1, 20), access(9, 10)], [store(1, 20)], []),
+        ([access(1, 10), store(2, 20)], [store(2, 20)], []),
+        ([store(1, 10, DIGEST), store(2, 20, OTHER_DIGEST)], [store(2, 20, OTHER_DIGEST)], []),
+        # A digest that is not given keeps the one before, pending or in the table.
+        ([store(1, 10, DIGEST), store(2, 20)], [store(2, 20, DIGEST)], []),
+        ([store(1, 10, DIGEST), access(2, 20)], [store(1, 20, DIGEST)], []),
+        ([store(1, 10, DIGEST), GONE, store(2, 20)], [store(2, 20)], []),
+    ],
+)
+def test_events_of_one_key_merge(
+    events: list[ArtifactEvent], accesses: list[ArtifactEvent], deletes: list[ArtifactEvent]
+) -> None:
+    state = state_after(*events)
+    assert list(state.accesses.values()) == accesses
+    assert list(state.deletes.values()) == deletes
+    assert TABLE.queue_stats(state) == TABLE.queue_stats(state_after(*accesses, *deletes))
+
+
+def test_accesses_come_before_deletes() -> None:
+    state = state_after(*(ArtifactDelete(f"d{n}") for n in range(3)), access(1, 1))
+    batches, new = TABLE.flush_batches(state, 2)
+    assert [(batch.operation, len(batch.entries)) for batch in batches] == [
+        (ACCESSES, 1),
+        (DELETES, 2),
+        (DELETES, 1),
+    ]
+    assert TABLE.queue_empty(new)
+    assert not TABLE.queue_empty(state)
+
+
+@pytest.mark.parametrize(
+    ("restored", "newer", "accesses", "deletes"),
+    [
+        (Batch(ACCESSES, [store(1, 10)]), [], [store(1, 10)], []),
+        (Batch(ACCESSES, [store(1, 10)]), [GONE], [], [GONE]),
+        (Batch(ACCESSES, [store(1, 10, DIGEST)]), [access(9, 20)], [store(1, 20, DIGEST)], []),
+        (Batch(ACCESSES, [store(1, 10, DIGEST)]), [store(2, 20)], [store(2, 20, DIGEST)], []),
+        (Batch(DELETES, [GONE]), [], [], [GONE]),
+        (Batch(DELETES, [GONE]), [access(1, 10)], [access(1, 10)], []),
+        (Batch(DELETES, [GONE]), [GONE], [], [GONE]),
+    ],
+)
+def test_a_failed_batch_goes_under_newer_events(
+    restored: Batch, newer: list[ArtifactEvent], accesses: list[ArtifactEvent], deletes: list[ArtifactEvent]
+) -> None:
+    state = state_after(*newer)
+    TABLE.restore(state, restored)
+    assert list(state.accesses.values()) == accesses
+    assert list(state.deletes.values()) == deletes
+    assert TABLE.queue_stats(state) == TABLE.queue_stats(state_after(*accesses, *deletes))
+
+
+def test_pending_tells_stores_and_deletes_and_no_mere_accesses() -> None:
+    assert TABLE.pending(state_after(store(1, 10)), "k") == store(1, 10)
+    assert TABLE.pending(state_after(GONE), "k") == GONE
+    assert TABLE.pending(state_after(access(1, 10)), "k") is None
+
+
+def test_only_accesses_that_store_nothing_may_be_shed() -> None:
+    assert TABLE.sheddable(access(1, 1))
+    assert not TABLE.sheddable(store(1, 1))
+    assert not TABLE.sheddable(GONE)
+
+
+async def test_an_upsert_replaces_all_but_the_id_and_the_first_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("undercroft.buffers.cache_artifacts.now_us", lambda: 1_000)
+    first = await flushed(rig, store(5, 10, DIGEST))
+    assert first is not None
+    assert first | {"id": 0} == {
+        "id": 0,
+        "size_bytes": 5,
+        "content_sha256": DIGEST,
+        "last_accessed_at": 10,
+        "inserted_at": 1_000,
+        "updated_at": 1_000,
+    }
+    monkeypatch.setattr("undercroft.buffers.cache_artifacts.now_us", lambda: 2_000)
+    second = await flushed(rig, store(6, 20, OTHER_DIGEST))
+    replaced = {
+        "size_bytes": 6,
+        "content_sha256": OTHER_DIGEST,
+        "last_accessed_at": 20,
+        "updated_at": 2_000,
+    }
+    assert second == first | replaced
+
+
+async def test_the_digest_is_kept_when_none_is_given(rig: Rig) -> None:
+    await flushed(rig, store(5, 10, DIGEST))
+    after_access = await flushed(rig, access(5, 20))
+    assert after_access is not None
+    assert (after_access["content_sha256"], after_access["last_accessed_at"]) == (DIGEST, 20)
+
+
+async def test_a_delete_removes_the_row_and_is_idempotent(rig: Rig) -> None:
+    await flushed(rig, store(5, 10), ArtifactAccess("other", 1, 1, stored=True))
+    assert await flushed(rig, GONE) is None
+    assert await flushed(rig, GONE) is None
+    assert rig.rows() == {"other": 1}
+
+
+async def test_a_store_after_the_committed_delete_starts_anew(rig: Rig) -> None:
+    await flushed(rig, store(5, 10, DIGEST))
+    await flushed(rig, GONE)
+    anew = await flushed(rig, store(6, 20))
+    assert anew is not None
+    assert (anew["size_bytes"], anew["content_sha256"]) == (6, None)
+
+
+async def test_deletes_go_by_a_list_of_keys_in_one_statement(rig: Rig) -> None:
+    for n in range(50):
+        rig.enqueue(f"k{n}")
+    await rig.buffer.flush()
+    for n in range(49):
+        rig.buffer.enqueue_nowait(ArtifactDelete(f"k{n}"))
+    await rig.buffer.flush()
+    assert rig.rows() == {"k49": 1}
+    assert rig.table.batches == [(ACCESSES, 50), (DELETES, 49)]
+
+
+@pytest.mark.parametrize("digest", ["short", "d" * 65])
+async def test_a_digest_of_the_wrong_length_is_refused_alone(rig: Rig, digest: str) -> None:
+    rig.enqueue("good")
+    await flushed(rig, store(1, 1, digest))
+    assert rig.rows() == {"good": 1}

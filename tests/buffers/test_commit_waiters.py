@@ -1,0 +1,96 @@
+"""Waiting by generation."""
+
+import asyncio
+
+import pytest
+
+from undercroft.buffers import commit_waiters
+from undercroft.buffers.commit_waiters import CommitWaiters
+from undercroft.errors import ClosedError, CommitTimeoutError, RowRefusedError
+
+PATIENT = 20_000
+
+
+def wait(waiters: CommitWaiters, generation: int, key: str = "k") -> "asyncio.Task[None]":
+    return asyncio.create_task(waiters.wait(generation, key, PATIENT))
+
+
+async def test_resolving_releases_this_generation_and_earlier_ones() -> None:
+    waiters = CommitWaiters("b")
+    tasks = [wait(waiters, generation) for generation in (1, 2, 2, 3)]
+    await asyncio.sleep(0)
+    waiters.resolve(2)
+    await asyncio.gather(*tasks[:3])
+    assert not tasks[3].done()
+    waiters.resolve(3)
+    await tasks[3]
+
+
+async def test_a_committed_generation_is_not_waited_for() -> None:
+    waiters = CommitWaiters("b")
+    waiters.resolve(5)
+    waiters.resolve(4)  # never goes back
+    await waiters.wait(5, "k", 0)
+    with pytest.raises(CommitTimeoutError, match="buffer b did not commit within 0 ms"):
+        await waiters.wait(6, "k", 0)
+
+
+async def test_a_refusal_is_told_when_its_generation_is_resolved() -> None:
+    waiters = CommitWaiters("b")
+    refused, other = wait(waiters, 1, "bad"), wait(waiters, 1, "good")
+    await asyncio.sleep(0)
+    waiters.refuse(1, "bad", "too long")
+    await asyncio.sleep(0)
+    assert not refused.done()
+    waiters.resolve(1)
+    await other
+    with pytest.raises(RowRefusedError, match="'bad' of b: too long"):
+        await refused
+
+
+async def test_a_refusal_reaches_back_to_the_last_commit_only() -> None:
+    waiters = CommitWaiters("b")
+    waiters.resolve(1)
+    waiters.refuse(3, "k", "bad")  # generation 2 failed and was carried by 3
+    waiters.resolve(4)
+    await waiters.wait(1, "k", 0)
+    for generation in (2, 3):
+        with pytest.raises(RowRefusedError):
+            await waiters.wait(generation, "k", 0)
+    await waiters.wait(4, "k", 0)
+
+
+async def test_only_so_many_refusals_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit_waiters, "REFUSALS_KEPT", 2)
+    waiters = CommitWaiters("b")
+    for key in ("a", "b", "a", "c"):  # refused anew, "a" is younger than "b"
+        waiters.refuse(1, key, "bad")
+    waiters.resolve(1)
+    await waiters.wait(1, "b", 0)
+    for key in ("a", "c"):
+        with pytest.raises(RowRefusedError):
+            await waiters.wait(1, key, 0)
+
+
+async def test_cancelling_one_leaves_the_others() -> None:
+    waiters = CommitWaiters("b")
+    first, second = wait(waiters, 1), wait(waiters, 1)
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    waiters.resolve(1)
+    await second
+    assert first.cancelled()
+
+
+async def test_after_close() -> None:
+    waiters = CommitWaiters("b")
+    waiters.resolve(1)
+    task = wait(waiters, 2)
+    await asyncio.sleep(0)
+    waiters.close()
+    with pytest.raises(ClosedError, match="buffer b closed"):
+        await task
+    with pytest.raises(ClosedError):
+        await waiters.wait(3, "k", PATIENT)
+    await waiters.wait(1, "k", PATIENT)

@@ -1,0 +1,372 @@
+"""The writer thread, the readers, checkpoints, locks, and that closing leaves nothing behind."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+
+import apsw
+import pytest
+
+from tests.support.leaks import database_threads, open_files
+from tests.support.locks import lock_of_another_connection, lock_of_another_process
+from undercroft.database import Database, transaction
+from undercroft.database import connection as connections
+from undercroft.database.connection import PRAGMAS, open_connection
+from undercroft.database.schema import KEY_VALUES
+from undercroft.errors import ClosedError, DatabaseLockedError
+
+PATIENCE_SECONDS = 20
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
+    database.open()
+    yield database
+    await database.close()
+
+
+def insert(connection: apsw.Connection, key: str, payload: str = "[]") -> None:
+    sql = "INSERT INTO key_value_entries (key, json_payload, inserted_at, updated_at) VALUES (?, ?, 1, 1)"
+    with transaction(connection):
+        connection.execute(sql, (key, payload))
+
+
+def count(database: Database) -> int:
+    found = database.find("SELECT count(*) FROM key_value_entries")
+    assert found is not None
+    return int(found[0])
+
+
+def wal_bytes(database: Database) -> int:
+    return database.path.with_name(database.path.name + "-wal").stat().st_size
+
+
+# --- PRAGMAs ---
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), PRAGMAS)
+async def test_every_pragma_holds_on_the_live_connections(
+    database: Database, name: str, value: str | int, reason: str
+) -> None:
+    assert await database.write(lambda connection: connection.pragma(name)) == value
+    assert await database.read(lambda connection: connection.pragma(name)) == value
+    assert reason
+
+
+async def test_synchronous_is_normal_or_as_told(tmp_path: Path, database: Database) -> None:
+    assert await database.write(lambda connection: connection.pragma("synchronous")) == 1
+    full = Database(tmp_path / "full.sqlite", KEY_VALUES, synchronous="FULL")
+    full.open()
+    assert await full.write(lambda connection: connection.pragma("synchronous")) == 2
+    await full.close()
+
+
+async def test_readers_cannot_write(database: Database) -> None:
+    with pytest.raises(apsw.ReadOnlyError):
+        await database.read(lambda connection: insert(connection, "a"))
+    with pytest.raises(apsw.ReadOnlyError):
+        database.find("DELETE FROM key_value_entries")
+
+
+# --- the writer ---
+
+
+async def test_work_is_done_in_order_in_one_thread(database: Database) -> None:
+    done: list[tuple[int, str]] = []
+
+    def work(n: int) -> None:
+        done.append((n, threading.current_thread().name))
+
+    await asyncio.gather(*(database.write(lambda _, n=n: work(n)) for n in range(200)))  # type: ignore[misc]
+    assert done == [(n, "key_values-writer") for n in range(200)]
+
+
+async def test_what_the_function_raises_reaches_the_caller(database: Database) -> None:
+    with pytest.raises(apsw.SQLError, match="nowhere"):
+        await database.write(lambda connection: connection.execute("SELECT * FROM nowhere"))
+    assert await database.write(lambda _: "next") == "next"
+
+
+async def test_a_function_that_raises_stop_iteration_does_not_hang_the_caller(database: Database) -> None:
+    empty = "SELECT key FROM key_value_entries"
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await database.write(lambda connection: next(connection.execute(empty)))
+
+
+async def test_a_cancelled_caller_does_not_stop_the_work(database: Database) -> None:
+    started, release = threading.Event(), threading.Event()
+
+    def work(connection: apsw.Connection) -> None:
+        started.set()
+        assert release.wait(PATIENCE_SECONDS)
+        insert(connection, "a")
+
+    caller = asyncio.create_task(database.write(work))
+    assert await asyncio.to_thread(started.wait, PATIENCE_SECONDS)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    release.set()
+    await database.write(lambda _: None)
+    assert count(database) == 1
+
+
+async def test_reading_does_not_wait_for_the_writer(database: Database) -> None:
+    await database.write(lambda connection: insert(connection, "before"))
+    inside, release = threading.Event(), threading.Event()
+
+    def hold(connection: apsw.Connection) -> None:
+        with transaction(connection):
+            connection.execute("DELETE FROM key_value_entries")
+            inside.set()
+            assert release.wait(PATIENCE_SECONDS)
+
+    writing = asyncio.create_task(database.write(hold))
+    assert await asyncio.to_thread(inside.wait, PATIENCE_SECONDS)
+    assert count(database) == 1
+    sql = "SELECT key FROM key_value_entries"
+    assert await database.read(lambda connection: connection.execute(sql).fetchall()) == [("before",)]
+    release.set()
+    await writing
+    assert count(database) == 0
+
+
+async def test_a_transaction_that_raises_leaves_nothing(database: Database) -> None:
+    def fail(connection: apsw.Connection) -> None:
+        with transaction(connection):
+            connection.execute("DELETE FROM key_value_entries")
+            raise LookupError
+
+    await database.write(lambda connection: insert(connection, "a"))
+    with pytest.raises(LookupError):
+        await database.write(fail)
+    assert count(database) == 1
+    assert not await database.write(lambda connection: connection.in_transaction)
+
+
+# --- life ---
+
+
+async def test_close_finishes_what_was_submitted_and_is_idempotent(database: Database) -> None:
+    jobs = [
+        asyncio.create_task(database.write(lambda c, n=n: insert(c, f"k{n}")))  # type: ignore[misc]
+        for n in range(100)
+    ]
+    await asyncio.sleep(0)
+    await asyncio.gather(database.close(), database.close())
+    await database.close()
+    await asyncio.gather(*jobs)
+    connection = open_connection(database.path)
+    assert connection.execute("SELECT count(*) FROM key_value_entries").fetchall() == [(100,)]
+    connection.close()
+
+
+async def test_use_after_close(database: Database) -> None:
+    await database.close()
+    with pytest.raises(ClosedError):
+        await database.write(lambda _: None)
+    with pytest.raises(ClosedError):
+        await database.read(lambda _: None)
+    with pytest.raises(ClosedError):
+        database.find("SELECT 1")
+
+
+async def test_use_before_open(tmp_path: Path) -> None:
+    database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
+    with pytest.raises(ClosedError):
+        await database.write(lambda _: None)
+    await database.close()
+    assert not database.path.exists()
+
+
+async def test_closing_empties_the_wal(database: Database) -> None:
+    await database.write(lambda connection: insert(connection, "a"))
+    assert wal_bytes(database) > 0
+    await database.close()
+    assert [file.name for file in database.path.parent.iterdir()] == ["key_values.sqlite"]
+
+
+async def test_opening_and_closing_leaks_neither_files_nor_threads(tmp_path: Path) -> None:
+    before = database_threads()
+    for _ in range(20):
+        database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
+        database.open()
+        assert open_files(tmp_path)
+        assert len(database_threads()) == len(before) + 3
+        await database.write(lambda connection: connection.execute("SELECT 1").fetchall())
+        await database.close()
+    assert open_files(tmp_path) == []
+    assert database_threads() == before
+
+
+@pytest.mark.parametrize("broken", range(6))
+async def test_a_failing_open_leaves_neither_files_nor_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    opened = 0
+
+    def open_some(path: Path, *, synchronous: str = "NORMAL", read_only: bool = False) -> apsw.Connection:
+        nonlocal opened
+        opened += 1
+        if opened > broken:
+            raise apsw.exception_for(apsw.SQLITE_CANTOPEN)
+        return open_connection(path, synchronous=synchronous, read_only=read_only)
+
+    before = database_threads()
+    monkeypatch.setattr(connections, "open_connection", open_some)
+    database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
+    if broken < 5:  # to migrate, the point reader, and one for each of three threads
+        with pytest.raises(apsw.CantOpenError):
+            database.open()
+    else:
+        database.open()
+        await database.close()
+    assert open_files(tmp_path) == []
+    assert database_threads() == before
+    await database.close()
+
+
+async def test_any_error_of_a_thread_that_opens_reaches_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Database) -> apsw.Connection:
+        raise MemoryError
+
+    monkeypatch.setattr(Database, "_open_writer", fail)
+    with pytest.raises(MemoryError):
+        Database(tmp_path / "key_values.sqlite", KEY_VALUES).open()
+    assert open_files(tmp_path) == []
+
+
+# --- locks of others ---
+
+
+async def test_under_the_lock_of_another_process(database: Database) -> None:
+    await database.write(lambda connection: insert(connection, "before"))
+    with lock_of_another_process(database.path):
+        with pytest.raises(apsw.BusyError) as raised:
+            await database.write(lambda connection: insert(connection, "a"))
+        assert getattr(raised.value, "result", None) == apsw.SQLITE_BUSY
+        assert not await database.write(lambda connection: connection.in_transaction)
+        assert count(database) == 1  # reading goes on
+    await database.write(lambda connection: insert(connection, "a"))
+    assert count(database) == 2
+
+
+async def test_a_current_file_opens_under_a_lock(database: Database) -> None:
+    await database.close()
+    again = Database(database.path, KEY_VALUES)
+    with lock_of_another_process(database.path):
+        again.open()
+        assert count(again) == 0
+    await again.write(lambda connection: insert(connection, "a"))
+    await again.close()
+
+
+async def test_a_file_that_must_be_migrated_does_not_open_under_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "key_values.sqlite"
+    database = Database(path, KEY_VALUES)
+    before = database_threads()
+    with (
+        lock_of_another_connection(path, "EXCLUSIVE"),
+        pytest.raises(DatabaseLockedError, match="another process"),
+    ):
+        database.open()
+    assert open_files(tmp_path) == []
+    assert database_threads() == before
+
+
+# --- checkpoints ---
+
+
+async def test_checkpoints_run_in_a_thread_of_their_own(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CHECKPOINT_PAGES", 20)
+    threads: list[str] = []
+    done = threading.Event()
+    really = Database._checkpoint
+
+    def checkpoint(self: Database, connection: apsw.Connection) -> None:
+        threads.append(threading.current_thread().name)
+        really(self, connection)
+        done.set()
+
+    monkeypatch.setattr(Database, "_checkpoint", checkpoint)
+    for n in range(20):
+        await database.write(lambda c, n=n: insert(c, f"k{n}", "x" * 8_000))  # type: ignore[misc]
+    assert await asyncio.to_thread(done.wait, PATIENCE_SECONDS)
+    assert set(threads) == {"key_values-checkpointer"}
+    assert database.checkpoint_failures == 0
+
+
+async def test_a_commit_never_checkpoints(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Database, "_checkpoint", lambda *_: None)
+    before = database.path.stat()
+    for n in range(300):
+        await database.write(lambda c, n=n: insert(c, f"k{n}", "x" * 20_000))  # type: ignore[misc]
+    assert wal_bytes(database) > 1_000 * 4_096
+    assert database.path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+async def test_the_wal_stays_bounded_under_a_writer_that_never_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: int
+) -> None:
+    monkeypatch.setattr(connections, "CHECKPOINT_PAGES", 50)
+    monkeypatch.setattr(connections, "WAL_LIMIT_PAGES", 200)
+    sizes: list[int] = []
+    really = Database._on_commit
+
+    def on_commit(self: Database, connection: apsw.Connection, name: str, pages: int) -> int:
+        sizes.append(pages)
+        return really(self, connection, name, pages)
+
+    monkeypatch.setattr(Database, "_on_commit", on_commit)
+    database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
+    database.open()
+
+    def write(connection: apsw.Connection) -> None:
+        insert(connection, f"k{len(sizes)}", "x" * 20_000)
+
+    def restarts() -> int:
+        return sum(after < before for before, after in pairwise(sizes))
+
+    async def write_on() -> None:
+        while restarts() < 3 and len(sizes) < 4_000:
+            for _ in range(20):
+                await database.write(write)
+
+    async def read_on() -> None:
+        sql = "SELECT length(json_payload) FROM key_value_entries LIMIT 5"
+        while not all(task.done() for task in writing):
+            await database.read(lambda connection: connection.execute(sql).fetchall())
+
+    # Always another job behind the one that runs: the writer has no moment of rest.
+    writing = [asyncio.create_task(write_on()) for _ in range(4)]
+    await asyncio.gather(*writing, *(read_on() for _ in range(readers)))
+    assert restarts() >= 3  # else the WAL has the 36,000 pages of all 4,000 commits
+    await database.close()
+
+
+async def test_a_reader_that_stays_does_not_stop_the_writer(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CHECKPOINT_PAGES", 10)
+    monkeypatch.setattr(connections, "WAL_LIMIT_PAGES", 100)
+    database._restart_from = 100
+    await database.write(lambda connection: insert(connection, "seen"))
+    reader = open_connection(database.path, read_only=True)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM key_value_entries").fetchall() == [(1,)]
+    for n in range(100):
+        await database.write(lambda c, n=n: insert(c, f"k{n}", "x" * 20_000))  # type: ignore[misc]
+    assert reader.execute("SELECT count(*) FROM key_value_entries").fetchall() == [(1,)]
+    assert count(database) == 101
+    # Some 900 pages at 100 to an attempt: not one for each commit.
+    assert 1 <= database.checkpoint_failures <= 20
+    reader.close()
