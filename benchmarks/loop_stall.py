@@ -1,0 +1,193 @@
+"""How long the event loop stands still while our buffer is saturated.
+
+`python -m benchmarks.loop_stall`. A producer enqueues as fast as back-pressure admits and gives way
+every 100 events; a ticker measures how much later than asked the loop gets round to it. The baseline
+is the same loop with the same producer feeding a sink that does nothing.
+"""
+
+import argparse
+import asyncio
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import uvloop
+
+from benchmarks import report
+from benchmarks.contestants import YIELD_EVERY, Ours
+from benchmarks.load import Row, make_rows, workspace
+from undercroft.buffers.key_values import KeyValueWrite
+from undercroft.errors import BufferFullError
+
+TICK_S = 0.001
+DISTINCT_ROWS = 400_000
+INTERVALS_MS = (5, 1, 0.5, 0.1)
+"""CPython's default first: that is the setting the goals are about."""
+
+Enqueue = Callable[[KeyValueWrite], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Lateness of the ticks in milliseconds, and the events per second that went through meanwhile."""
+
+    p50: float
+    p99: float
+    longest: float
+    events_per_s: float
+    refused: int
+
+
+async def tick(late_ms: list[float]) -> None:
+    """Notes how much later than `TICK_S` each sleep ends, until it is cancelled."""
+    clock = time.perf_counter
+    while True:
+        started = clock()
+        await asyncio.sleep(TICK_S)
+        late_ms.append((clock() - started - TICK_S) * 1_000)
+
+
+async def produce(enqueue: Enqueue, rows: Sequence[Row], seconds: float) -> tuple[int, int]:
+    """Feeds events for so long; answers how many were accepted and how many refused for want of room."""
+    deadline = time.perf_counter() + seconds
+    number = refused = 0
+    while time.perf_counter() < deadline:
+        for _ in range(YIELD_EVERY):
+            key, payload = rows[number % len(rows)]
+            try:
+                await enqueue(KeyValueWrite(key, payload))
+                number += 1
+            except BufferFullError:
+                refused += 1
+        await asyncio.sleep(0)
+    return number, refused
+
+
+async def measure(enqueue: Enqueue, rows: Sequence[Row], seconds: float) -> Stall:
+    """Runs producer and ticker side by side."""
+    late: list[float] = []
+    gc.collect()
+    ticker = asyncio.create_task(tick(late))
+    started = time.perf_counter()
+    count, refused = await produce(enqueue, rows, seconds)
+    elapsed = time.perf_counter() - started
+    await asyncio.sleep(2 * TICK_S)  # the tick that is late by then belongs to it
+    ticker.cancel()
+    late.sort()
+    return Stall(statistics.median(late), late[int(len(late) * 0.99)], late[-1], count / elapsed, refused)
+
+
+async def swallow(_event: KeyValueWrite) -> None:
+    """The sink of the baseline."""
+
+
+async def baseline(rows: Sequence[Row], seconds: float) -> Stall:
+    """The producer alone."""
+    return await measure(swallow, rows, seconds)
+
+
+async def saturated(rows: Sequence[Row], seconds: float) -> Stall:
+    """The producer into our buffer with the node's default settings."""
+    with workspace() as folder:
+        ours = Ours(folder)
+        await ours.open()
+        stall = await measure(ours.buffer.enqueue, rows, seconds)
+        await ours.close()
+    return stall
+
+
+def run_at(interval_ms: float, seconds: float, rows: Sequence[Row]) -> dict[str, Stall]:
+    """Baseline and buffer at one switch interval."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(interval_ms / 1_000)
+    try:
+        return {
+            "baseline": uvloop.run(baseline(rows, seconds)),
+            "buffer": uvloop.run(saturated(rows, seconds)),
+        }
+    finally:
+        sys.setswitchinterval(before)
+
+
+def median_of(stalls: Sequence[Stall]) -> Stall:
+    """Medians over the rounds, but the longest of all."""
+    names = ("p50", "p99", "events_per_s")
+    middle = {name: statistics.median(getattr(stall, name) for stall in stalls) for name in names}
+    refused = sum(stall.refused for stall in stalls)
+    return Stall(longest=max(stall.longest for stall in stalls), refused=refused, **middle)
+
+
+Rounds = list[dict[float, dict[str, Stall]]]
+
+
+def medians(rounds: Rounds) -> dict[float, dict[str, Stall]]:
+    """Each interval with its baseline and buffer."""
+    return {
+        interval: {kind: median_of([r[interval][kind] for r in rounds]) for kind in ("baseline", "buffer")}
+        for interval in INTERVALS_MS
+    }
+
+
+def shown(found: dict[float, dict[str, Stall]]) -> dict[str, Any]:
+    """The table for people."""
+    rows = [
+        [
+            f"{kind}, switch interval {interval:g} ms",
+            *(f"{value:.2f}" for value in (stall.p50, stall.p99, stall.longest)),
+            f"{stall.events_per_s:,.0f}",
+            str(stall.refused),
+        ]
+        for interval, kinds in found.items()
+        for kind, stall in kinds.items()
+    ]
+    head = ["loop", "p50 ms", "p99 ms", "max ms", "events/s", "refused"]
+    return report.table("Lateness of a tick each millisecond", head, rows, NOTE)
+
+
+NOTE = (
+    "p50 and p99 are medians over the rounds, max is the longest of all. The baseline has the same producer "
+    "feed a sink that does nothing: what it shows is the producer's own slices and the machine. 'Refused' "
+    "counts events that found no room within `enqueue_timeout_ms`, over all rounds."
+)
+
+
+def save(rounds: Rounds, parameters: dict[str, Any]) -> None:
+    """Writes the result file and prints the table."""
+    found = medians(rounds)
+    content = shown(found)
+    default = found[INTERVALS_MS[0]]
+    figures = {
+        "stall_p99_ms": round(default["buffer"].p99, 3),
+        "stall_max_ms": round(default["buffer"].longest, 3),
+        "baseline_p99_ms": round(default["baseline"].p99, 3),
+        "baseline_max_ms": round(default["baseline"].longest, 3),
+    }
+    plain = [
+        {str(ms): {kind: vars(stall) for kind, stall in kinds.items()} for ms, kinds in one.items()}
+        for one in rounds
+    ]
+    report.write_result("loop_stall", parameters=parameters, figures=figures, tables=[content], rounds=plain)
+    print(report.markdown([content["head"], *content["rows"]]))
+
+
+def main() -> None:
+    """Reads the arguments, measures, writes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loop_stall")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2)
+    args = parser.parse_args()
+    rows = make_rows(DISTINCT_ROWS)
+    gc.freeze()
+    rounds: Rounds = []
+    for number in range(args.rounds):
+        rounds.append({interval: run_at(interval, args.seconds, rows) for interval in INTERVALS_MS})
+        print(f"loop_stall: round {number + 1} of {args.rounds} done", flush=True)
+    save(rounds, {"rounds": args.rounds, "seconds": args.seconds, "yield_every": YIELD_EVERY})
+
+
+if __name__ == "__main__":
+    main()
