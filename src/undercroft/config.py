@@ -5,18 +5,13 @@ Flags win over the environment (`UNDERCROFT_*`, nested with two underscores), th
 
 import ipaddress
 import os
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
-from pydantic_settings import SettingsError as SourceError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from undercroft.buffers.settings import BufferSettings
 from undercroft.errors import SettingsError
@@ -161,19 +156,16 @@ class LogSection(Section):
     )
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """The node's settings."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
-    )
-
     data_dir: Path = Field(Path("data"), description="directory of databases and artifacts")
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
-    port: int = Field(4000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    # Before `host`, whose check asks for it.
     allow_unauthenticated: bool = Field(
         False, description="listen beyond loopback although anybody who reaches the port may read and write"
     )
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(4000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
     ack: Literal["committed", "buffered"] = Field(
         "committed",
         description="when a write is acknowledged: after its commit, or at once (then a killed process loses "
@@ -186,27 +178,16 @@ class Settings(BaseSettings):
     http: HttpSection = Field(HttpSection(), description="HTTP server")
     log: LogSection = Field(LogSection(), description="logs")
 
+    # A check of the field, not of the whole: that one is left out when any other setting is wrong.
+    @field_validator("host")
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment; `load` adds the file."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return init_settings, env_settings
-
-    @model_validator(mode="after")
-    def _loopback_only(self) -> "Settings":
-        if not self.allow_unauthenticated and not _is_loopback(self.host):
+    def _loopback_only(cls, host: str, info: ValidationInfo) -> str:
+        if not info.data.get("allow_unauthenticated") and not _is_loopback(host):
             raise ValueError(
-                f"host {self.host!r} is reachable from other machines and the node asks nobody who they are: "
+                "it is reachable from other machines and the node asks nobody who they are: "
                 "listen on 127.0.0.1, or set allow_unauthenticated"
             )
-        return self
+        return host
 
 
 def _is_loopback(host: str) -> bool:
@@ -219,33 +200,48 @@ def _is_loopback(host: str) -> bool:
 def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
     """The settings from flags, environment and file. Raises `SettingsError` naming all that is wrong."""
     problems = [f"{name} in the environment is no setting" for name in _unknown_environment()]
+    values: dict[str, Any] = {}
+    try:
+        values = _from_file(config_file)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        problems.append(f"config file {config_file}: {reason}")
+    values = _merged(_merged(values, _from_environment()), flags)
     settings: Settings | None = None
     try:
-        settings = _with_file(config_file)(**flags)
+        settings = Settings(**values)
     except ValidationError as error:
         problems += [_problem(dict(detail)) for detail in error.errors()]
-    except (SourceError, OSError, ValueError) as error:
-        problems.append(f"{config_file or 'environment'}: {error}")
     if problems or settings is None:
         raise SettingsError(f"{len(problems)} wrong setting(s): " + "; ".join(problems))
     return settings
 
 
-def _with_file(config_file: Path | None) -> type[Settings]:
-    if config_file is None:
-        return Settings
-    # The source itself passes over a file that is not there.
-    config_file.open("rb").close()
+def _from_file(config_file: Path | None) -> dict[str, Any]:
+    return {} if config_file is None else tomllib.loads(config_file.read_text())
 
-    class FileSettings(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *args: Any, **sources: Any
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            inner = super().settings_customise_sources(settings_cls, *args, **sources)
-            return (*inner, TomlConfigSettingsSource(settings_cls, config_file))
 
-    return FileSettings
+def _from_environment() -> dict[str, Any]:
+    """The settings the environment has, as nested mappings like those of a file."""
+    found: dict[str, Any] = {}
+    for name, _ in every_setting():
+        value = os.environ.get(environment_name(name))
+        if value is not None:
+            *sections, last = name.split(".")
+            place = found
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+    return found
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, section by section; where both have a value, that of `over`."""
+    both = {**under, **over}
+    for name in under.keys() & over.keys():
+        if isinstance(under[name], dict) and isinstance(over[name], dict):
+            both[name] = _merged(under[name], over[name])
+    return both
 
 
 def _problem(detail: Mapping[str, Any]) -> str:
@@ -257,10 +253,8 @@ def _problem(detail: Mapping[str, Any]) -> str:
 
 
 def _unknown_environment() -> list[str]:
-    known = {environment_name(name).upper() for name, _ in every_setting(sections=True)}
-    return sorted(
-        name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
-    )
+    known = {environment_name(name) for name, _ in every_setting()}
+    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
 
 
 def environment_name(setting: str) -> str:
@@ -268,15 +262,11 @@ def environment_name(setting: str) -> str:
     return ENV_PREFIX + setting.upper().replace(".", "__")
 
 
-def every_setting(
-    model: type[BaseModel] = Settings, prefix: str = "", *, sections: bool = False
-) -> Iterator[tuple[str, Any]]:
-    """Dotted name and field of each setting; with `sections`, of the groups too."""
-    for name, field in model.model_fields.items():
+def every_setting(model: type[BaseModel] | None = None, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted name and field of each setting."""
+    for name, field in (model or Settings).model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            if sections:
-                yield prefix + name, field
-            yield from every_setting(kind, f"{prefix}{name}.", sections=sections)
+            yield from every_setting(kind, f"{prefix}{name}.")
         else:
             yield prefix + name, field

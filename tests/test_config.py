@@ -1,0 +1,227 @@
+"""Settings: precedence, names, units, and all that is wrong told at once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from undercroft.config import Settings, environment_name, every_setting, load
+from undercroft.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[dict[str, str]]:
+    """An environment without settings of whoever runs the tests."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERCROFT_")}
+    with mock.patch.dict(os.environ, clean, clear=True):
+        yield os.environ  # type: ignore[misc]  # typeshed has no dict in os.environ
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    return tmp_path / "undercroft.toml"
+
+
+def problems(flags: dict[str, Any] | None = None, config_file: Path | None = None) -> str:
+    with pytest.raises(SettingsError) as raised:
+        load(flags or {}, config_file)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults() -> None:
+    settings = load({})
+    assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 4000, Path("data"))
+    assert settings.ack == "committed"
+    for name, value in {
+        "flush_interval_ms": 200,
+        "flush_timeout_ms": 30_000,
+        "max_batch_size": 1_000,
+        "retry_max_attempts": 5,
+        "retry_base_delay_ms": 50,
+        "retry_max_delay_ms": 2_000,
+        "shutdown_ms": 30_000,
+    }.items():
+        assert getattr(settings.buffers, name) == value
+        for buffer in ("key_values", "cas_artifacts", "s3_transfers"):
+            assert getattr(settings.buffers.of(buffer), name) == value
+    uploads = settings.uploads
+    assert (uploads.cas_max_bytes, uploads.gradle_max_bytes) == (25 << 20, 100 << 20)
+
+
+def test_flags_win_over_environment_and_that_over_the_file(environment: dict[str, str], toml: Path) -> None:
+    toml.write_text("port = 1\n")
+    assert load({}, toml).port == 1
+    environment["UNDERCROFT_PORT"] = "2"
+    assert load({}, toml).port == 2
+    assert load({"port": 3}, toml).port == 3
+
+
+def test_sources_are_merged_inside_groups(environment: dict[str, str], toml: Path) -> None:
+    toml.write_text("[buffers]\nflush_interval_ms = 11\nshutdown_ms = 12\n[log]\nlevel = 'debug'\n")
+    environment["UNDERCROFT_BUFFERS__SHUTDOWN_MS"] = "22"
+    settings = load({}, toml)
+    assert (settings.buffers.flush_interval_ms, settings.buffers.shutdown_ms) == (11, 22)
+    assert settings.log.level == "debug"
+
+
+def test_overrides_of_one_buffer(environment: dict[str, str], toml: Path) -> None:
+    toml.write_text(
+        "[buffers]\nmax_batch_size = 10\n[buffers.key_values]\nshutdown_ms = 5\nmax_batch_size = 20\n"
+    )
+    environment["UNDERCROFT_BUFFERS__KEY_VALUES__MAX_BATCH_SIZE"] = "30"
+    environment["UNDERCROFT_BUFFERS__S3_TRANSFERS__MAX_PENDING_BYTES"] = "1MiB"
+    buffers = load({}, toml).buffers
+    assert (buffers.of("key_values").max_batch_size, buffers.of("key_values").shutdown_ms) == (30, 5)
+    assert (buffers.of("cas_artifacts").max_batch_size, buffers.of("cas_artifacts").shutdown_ms) == (
+        10,
+        30_000,
+    )
+    assert buffers.of("s3_transfers").max_pending_bytes == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("25MiB", 25 << 20), ("25 MiB", 25 << 20), ("200GB", 200 * 10**9), ("1024", 1024), ("1k", 1000)],
+)
+def test_sizes_have_units(environment: dict[str, str], toml: Path, text: str, value: int) -> None:
+    environment["UNDERCROFT_UPLOADS__CAS_MAX_BYTES"] = text
+    toml.write_text(f"[disk]\nlimit_bytes = '{text}'\n")
+    settings = load({}, toml)
+    assert (settings.uploads.cas_max_bytes, settings.disk.limit_bytes) == (value, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "http"),
+        ("PORT", ""),
+        ("ACK", "maybe"),
+        ("HOST", ""),
+        ("BUFFERS__FLUSH_INTERVAL_MS", "0"),
+        ("BUFFERS__KEY_VALUES__MAX_BATCH_SIZE", "0"),
+        ("BUFFERS__MAX_PENDING_BYTES", "0"),
+        ("BUFFERS__RETRY_MAX_ATTEMPTS", "-1"),
+        ("DISK__LIMIT_PERCENT", "0"),
+        ("DISK__LIMIT_PERCENT", "101"),
+        ("DISK__LIMIT_BYTES", "much"),
+        ("DISK__FSYNC", "perhaps"),
+        ("DATABASE__SYNCHRONOUS", "off"),
+        ("UPLOADS__READ_TIMEOUT_MS", "0"),
+        ("LOG__LEVEL", "loud"),
+        ("LOG__FORMAT", "xml"),
+    ],
+)
+def test_wrong_value_is_named(environment: dict[str, str], name: str, value: str) -> None:
+    environment[f"UNDERCROFT_{name}"] = value
+    setting = name.lower().replace("__", ".")
+    assert f"{setting} = {value!r}" in problems()
+
+
+@pytest.mark.parametrize(
+    "name", ["UNDERCROFT_PROT", "UNDERCROFT_BUFFERS__X", "UNDERCROFT_BUFFERS__KEY_VALUES__X"]
+)
+def test_unknown_name_in_the_environment(environment: dict[str, str], name: str) -> None:
+    environment[name] = "1"
+    assert f"{name} in the environment is no setting" in problems()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("prot = 1", "prot"),
+        ("[buffers]\nx = 1", "buffers.x"),
+        ("[buffers.key_values]\nx = 1", "buffers.key_values.x"),
+        ("[nothing]\nx = 1", "nothing"),
+    ],
+)
+def test_unknown_name_in_the_file(toml: Path, text: str, name: str) -> None:
+    toml.write_text(text)
+    assert f"{name} is no setting" in problems(config_file=toml)
+
+
+def test_all_problems_are_told_together(environment: dict[str, str], toml: Path) -> None:
+    toml.write_text("unknown = 1\nack = 'maybe'\n[log]\nlevel = 'loud'\n")
+    environment["UNDERCROFT_BUFFERS__SHUTDOWN_MS"] = "soon"
+    environment["UNDERCROFT_ELSE"] = "1"
+    message = problems({"port": 99_999, "host": "0.0.0.0"}, toml)
+    assert message.startswith("7 wrong setting(s): ")
+    for name in ("unknown", "ack", "log.level", "buffers.shutdown_ms", "UNDERCROFT_ELSE", "port", "host"):
+        assert name in message
+
+
+@pytest.mark.parametrize("text", ["port = ", "[", "\xff", "port = 1\nport = 2"])
+def test_file_that_is_no_toml(environment: dict[str, str], toml: Path, text: str) -> None:
+    toml.write_bytes(text.encode("latin-1"))
+    environment["UNDERCROFT_ELSE"] = "1"
+    message = problems(config_file=toml)
+    assert str(toml) in message
+    assert "UNDERCROFT_ELSE" in message
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "no-such.toml" in problems(config_file=tmp_path / "no-such.toml")
+    assert "Is a directory" in problems(config_file=tmp_path)
+
+
+def test_a_group_is_no_setting_and_hides_no_other_problem(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    environment |= {"UNDERCROFT_BUFFERS": "{", "UNDERCROFT_ACK": "x"}
+    with pytest.raises(SettingsError) as caught:
+        load({"port": 70_000}, tmp_path / "missing.toml")
+    for problem in ("UNDERCROFT_BUFFERS", "ack", "port", "missing.toml"):
+        assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_permission(host: str) -> None:
+    assert load({"host": host}).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.com", "localhost.example.com"])
+def test_other_addresses_do(environment: dict[str, str], host: str) -> None:
+    assert "allow_unauthenticated" in problems({"host": host})
+    environment["UNDERCROFT_ALLOW_UNAUTHENTICATED"] = "true"
+    assert load({"host": host}).host == host
+
+
+def test_settings_do_not_change() -> None:
+    settings = load({})
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(settings, "port", 1)  # noqa: B010
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(settings.log, "level", "debug")  # noqa: B010
+
+
+def test_every_setting_has_a_description_and_a_name_in_the_environment(environment: dict[str, str]) -> None:
+    names = dict(every_setting())
+    assert {"port", "buffers.shutdown_ms", "buffers.key_values.max_batch_size", "log.level"} <= set(names)
+    overrides = ("buffers.key_values.", "buffers.cas_artifacts.", "buffers.s3_transfers.")
+    for name, field in names.items():
+        assert name.startswith(overrides) or field.description, name
+        assert field.default is not None or name.startswith(overrides) or name == "disk.limit_bytes"
+    assert (
+        environment_name("buffers.key_values.max_batch_size")
+        == "UNDERCROFT_BUFFERS__KEY_VALUES__MAX_BATCH_SIZE"
+    )
+
+
+def test_names_of_overrides_are_those_of_the_general_ones() -> None:
+    names = {name.rsplit(".", 1)[1] for name, _ in every_setting() if name.startswith("buffers.key_values.")}
+    general = {
+        name.removeprefix("buffers.")
+        for name, _ in every_setting()
+        if name.count(".") == 1 and name.startswith("buffers.")
+    }
+    assert names == general
+
+
+def test_default_settings_are_valid_ones() -> None:
+    assert Settings().model_dump() == load({}).model_dump()
