@@ -21,14 +21,15 @@ from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
 from undercroft.buffers.key_values import KeyValueBuffer
 from undercroft.buffers.s3_transfers import S3TransfersBuffer
 from undercroft.config import Settings
-from undercroft.database import Database
+from undercroft.database import NOT_WRITABLE, Database
 from undercroft.database.schema import KEY_VALUES, NODE
+from undercroft.errors import DataDirectoryError
 from undercroft.key_values import KeyValueStore
 from undercroft.s3.transfers import S3Transfers
 from undercroft.server import HttpServer, bind
 from undercroft.storage.capacity import Capacity, volume_of
 from undercroft.storage.disk import Disk
-from undercroft.supervisor import Supervisor
+from undercroft.supervisor import Crash, Supervisor
 from undercroft.telemetry.buffer_metrics import BufferMetrics
 from undercroft.telemetry.events import Events
 from undercroft.telemetry.prometheus import Prometheus
@@ -39,6 +40,9 @@ log = structlog.get_logger(__name__)
 
 class Node:
     """All parts of one process. The constructor only puts them together; `start` touches the world."""
+
+    failed_drain: Crash | None = None
+    """The first buffer whose drain raised; its rows were spilled."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -136,12 +140,14 @@ class Node:
         self.port = bound.getsockname()[1]
         self.disk.open_directories()
         for database in self.databases:
-            database.open()
+            _open(database)
         self.artifacts.open()
         for buffer in self.buffers:
             # Rows that the last process spilled are replayed here, before anything newer can come.
             await buffer.open()
             self.supervisor.start(f"buffer {buffer.name}", buffer.run())
+        # At once, not when the worker gets its turn: who reads "listening" may connect.
+        self.server.listen()
         self.supervisor.start("http server", self.server.run())
         log.info("listening", url=self.url, data_dir=str(self.settings.data_dir), ack=self.settings.ack)
 
@@ -157,14 +163,19 @@ class Node:
         self.supervisor.request_stop()
 
     async def stop(self) -> None:
-        """Stops in the order in which parts need each other. Idempotent. Raises OSError if rows were lost."""
+        """Stops in the order in which parts need each other. Idempotent.
+
+        Raises OSError if rows were lost. Other errors of a drain are in `failed_drain`.
+        """
         self.supervisor.expect_end()
         # Requests first: nothing new comes in, and those in progress may still need every other part.
         if self.server is not None:
             await self.server.stop(self.settings.http.stop_grace_ms)
         try:
             # Then the buffers, all at once: each has `shutdown_ms` to commit or spill what it accepted.
-            await asyncio.gather(*(buffer.close() for buffer in self.buffers))
+            # An error of one must not cut off the others.
+            closing = (self._close(buffer) for buffer in self.buffers)
+            lost = [error for error in await asyncio.gather(*closing) if error is not None]
         finally:
             await self.supervisor.stop()
             # The disk's threads finish what a cancelled request left them.
@@ -174,6 +185,29 @@ class Node:
                 await database.close()
             # The directory of temporary files last: its lock tells other processes that this one lives.
             self.disk.close()
+        if lost:
+            raise lost[0]
+
+    async def _close(self, buffer: SQLiteBuffer[Any, Any]) -> OSError | None:
+        """Drains or spills; answers what kept it from spilling."""
+        try:
+            await buffer.close()
+        except OSError as error:
+            log.exception("rows_lost", buffer=buffer.name)
+            return error
+        except Exception as error:  # a fault in one table's code; its rows were spilled
+            log.exception("drain_failed", buffer=buffer.name)
+            self.failed_drain = self.failed_drain or Crash(f"buffer {buffer.name}", error)
+        return None
+
+
+def _open(database: Database) -> None:
+    try:
+        database.open()
+    except NOT_WRITABLE as error:
+        raise DataDirectoryError(
+            f"cannot use {database.path} ({error}); choose another data directory or mend its permissions"
+        ) from error
 
 
 @asynccontextmanager

@@ -92,8 +92,22 @@ class HttpServer:
         finally:
             self._requests.discard(task)
 
+    def listen(self) -> None:
+        """From now on connections are accepted, by the kernel until `run` does; raises `ListenError`."""
+        try:
+            self._bound.listen(BACKLOG)
+        except OSError as error:
+            # Two nodes may bind the same port as long as neither listens; this one came second.
+            address, port = self._bound.getsockname()[:2]
+            raise ListenError(
+                f"cannot listen on {address}:{port}: {error.strerror}; is another node running? "
+                "choose another port"
+            ) from error
+
     async def run(self) -> None:
-        """Listens and serves until `stop`. The supervisor runs it as a worker."""
+        """Serves until `stop`, after `listen`. The supervisor runs it as a worker."""
+        if self._bound.fileno() < 0:
+            return  # stopped before this task had its first turn
         self._started = True
         try:
             await self._server.serve()
@@ -101,7 +115,7 @@ class HttpServer:
             self._ended.set()
 
     async def stop(self, grace_ms: int) -> None:
-        """Accepts nothing more, lets requests in progress finish for `grace_ms`, then cancels them. Idempotent."""
+        """Accepts nothing more; cancels requests that still run after `grace_ms`. Idempotent."""
         if not self._started:
             self._bound.close()
             return

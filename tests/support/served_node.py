@@ -1,8 +1,11 @@
 """A node in the test's own event loop, with a client, raw connections, and eyes on what it stores."""
 
 import asyncio
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +15,8 @@ import httpx
 from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
 from undercroft.config import Settings
+from undercroft.database.connection import open_connection, transaction
+from undercroft.database.schema import KEY_VALUES, NODE, migrate
 from undercroft.node import Node, running
 
 PATIENCE_S = 20
@@ -135,9 +140,22 @@ class ServedNode:
         assert self.rows("SELECT key FROM key_value_entries", "key_values") == []
 
 
+@cache
+def _databases() -> tempfile.TemporaryDirectory[str]:
+    """Empty databases, made once: to copy them is several times faster than to make them for each test."""
+    folder = tempfile.TemporaryDirectory(prefix="undercroft-tests-")
+    for name, schema in (("key_values", KEY_VALUES), ("node", NODE)):
+        connection = open_connection(Path(folder.name) / f"{name}.sqlite")
+        with transaction(connection):
+            migrate(connection, schema)
+        connection.close()
+    return folder
+
+
 @asynccontextmanager
 async def served_node(data_dir: Path, **settings: Any) -> AsyncIterator[ServedNode]:
-    """Starts a node on a free port."""
+    """Starts a node on a free port, in a folder that is not there yet."""
+    shutil.copytree(_databases().name, data_dir)
     node = Node(Settings(data_dir=data_dir, port=0, **settings))
     async with (
         running(node),

@@ -5,7 +5,10 @@ import typer
 import undercroft
 from undercroft.cli import serve
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+# Pretty exceptions would draw boxes into a log, with the values of local variables in them.
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 app.command(name="serve")(serve.serve)
 
 

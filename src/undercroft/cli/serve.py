@@ -51,7 +51,8 @@ def serve(
         raise _failure(f"accepted rows could not be kept: {error}", EXIT_CRASHED) from error
     if crash is not None:
         raise _failure(
-            f"the worker {crash.worker} crashed: {crash.error!r}; the node was drained", EXIT_CRASHED
+            f"the worker {crash.worker} crashed: {crash.error!r}; what was accepted is committed or spilled",
+            EXIT_CRASHED,
         )
 
 
@@ -61,7 +62,7 @@ def _failure(message: str, code: int) -> typer.Exit:
 
 
 async def _run(settings: Settings) -> Crash | None:
-    """Serves until a signal (None) or a crash."""
+    """Serves until a signal (None) or a crash, which may also come of the drain."""
     node = Node(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +70,7 @@ async def _run(settings: Settings) -> Crash | None:
     async with running(node):
         crash = await node.supervisor.finished()
     log.info("stopped")
-    return crash
+    return crash or node.failed_drain
 
 
 def _on_signal(number: signal.Signals, node: Node) -> None:

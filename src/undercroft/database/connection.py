@@ -44,6 +44,9 @@ PRAGMAS: tuple[tuple[str, str | int, str], ...] = (
     ("trusted_schema", 0, "no function of ours is meant to be called from a file's schema"),
 )
 
+# What SQLite says when a file, its directory or the file system does not let it write.
+NOT_WRITABLE = (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.FullError, apsw.IOError)
+
 
 def open_connection(path: Path, *, synchronous: str = "NORMAL", read_only: bool = False) -> apsw.Connection:
     """Opens `path` with every PRAGMA set.

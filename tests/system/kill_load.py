@@ -1,0 +1,216 @@
+"""Writers and readers at full speed that know what may be found after the node was killed under them."""
+
+import hashlib
+import http.client
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tests.system.client import TENANT, Client
+
+# Contents are cut from this block: making all bytes up anew would slow the writers down.
+BLOCK = random.Random(1).randbytes(4_000_000)
+
+SIZES = ((100, 20_000), (20_000, 400_000), (400_000, 3_000_000))
+WEIGHTS = (80, 15, 5)
+
+
+class Entry(Protocol):
+    """A key in one dialect."""
+
+    def put(self, client: Client, content: bytes) -> None: ...
+    def get(self, client: Client) -> bytes | None: ...
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    cas_id: str
+
+    def put(self, client: Client, content: bytes) -> None:
+        answer = client.put_value(self.cas_id, content.hex())
+        assert answer.status == 204, answer
+
+    def get(self, client: Client) -> bytes | None:
+        value = client.get_value(self.cas_id)
+        return None if value is None else bytes.fromhex(value)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    method: str
+    path: str
+    replace: bool
+    """Whether a second write puts other bytes under the same name."""
+
+    def put(self, client: Client, content: bytes) -> None:
+        answer = client.request(self.method, self.path, content)
+        assert answer.status in (200, 201, 204), answer
+
+    def get(self, client: Client) -> bytes | None:
+        return client.get_bytes(self.path)
+
+
+def content_of(name: str, size: int) -> bytes:
+    """Bytes that no other name has, and that differ at both ends."""
+    mark = hashlib.sha256(name.encode()).digest()
+    start = int.from_bytes(mark[:4], "big") % (len(BLOCK) - size)
+    return mark + BLOCK[start : start + size - 2 * len(mark)] + mark[::-1]
+
+
+def new_artifact(name: str, content: bytes, generator: random.Random) -> Artifact:
+    """A key that nothing is stored under yet, in one of the dialects."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    blob = hashlib.sha256(content).hexdigest()
+    return generator.choice(
+        (
+            Artifact("POST", f"/api/cache/cas/{name}?{TENANT}", replace=False),
+            Artifact("PUT", f"/api/cache/gradle/{name}?{TENANT}", replace=False),
+            Artifact("PUT", f"/bazel/acme/app/cas/{blob}", replace=False),
+            Artifact("PUT", f"/bazel/acme/app/ac/{digest}", replace=True),
+            Artifact("PUT", f"/gradle/acme/app/{digest[:32]}", replace=True),
+            Artifact("PUT", f"/ccache/acme/app/{digest[:2]}/{digest[2:40]}", replace=True),
+        )
+    )
+
+
+@dataclass
+class Known:
+    """What is known of one key. None stands for "nothing"."""
+
+    acknowledged: bytes | None = None
+    unanswered: bytes | None = None
+    """What was sent after that and never answered."""
+    sent: set[bytes] = field(default_factory=set)
+    """Digests of all that was ever sent."""
+
+    def allowed(self, *, missing: bool) -> list[bytes | None]:
+        """What may be found after a kill. `missing`: whether a write that was cut off may take all away."""
+        found: list[bytes | None] = [self.acknowledged]
+        if self.unanswered is not None:
+            found.append(self.unanswered)
+            if missing:
+                found.append(None)
+        return found
+
+
+def digest_of(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+class Writer:
+    """One of several; each has keys of its own, so that the order of the writes of a key is known."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.known: dict[Entry, Known] = {}
+        self.acknowledged = 0
+        self._number = 0
+
+    def step(self, client: Client, generator: random.Random) -> None:
+        raise NotImplementedError
+
+    def _write(self, client: Client, entry: Entry, content: bytes) -> None:
+        known = self.known.setdefault(entry, Known())
+        known.sent.add(digest_of(content))
+        known.unanswered = content
+        entry.put(client, content)
+        known.acknowledged, known.unanswered = content, None
+        self.acknowledged += 1
+
+    def _next_name(self) -> str:
+        self._number += 1
+        return f"{self.name}-{self._number}"
+
+
+class KeyValueWriter(Writer):
+    def step(self, client: Client, generator: random.Random) -> None:
+        # So few keys that most writes replace a value.
+        entry = KeyValue(f"{self.name}-{generator.randrange(50)}")
+        self._write(client, entry, content_of(self._next_name(), generator.choice((64, 100, 2_000))))
+
+
+class ArtifactWriter(Writer):
+    def step(self, client: Client, generator: random.Random) -> None:
+        name = self._next_name()
+        (sizes,) = generator.choices(SIZES, WEIGHTS)
+        content = content_of(name, generator.randint(*sizes))
+        replaceable = [e for e in self.known if isinstance(e, Artifact) and e.replace]
+        if replaceable and generator.random() < 0.3:
+            self._write(client, generator.choice(replaceable), content)
+        else:
+            self._write(client, new_artifact(name, content, generator), content)
+
+
+class Reader:
+    """Reads what others write: it must be whole, and there once it was acknowledged."""
+
+    def __init__(self, name: str, writers: list[Writer]) -> None:
+        self.name = name
+        self._writers = writers
+
+    def step(self, client: Client, generator: random.Random) -> None:
+        writer = generator.choice(self._writers)
+        entries = list(writer.known)
+        if not entries:
+            time.sleep(0.001)
+            return
+        entry = generator.choice(entries)
+        known = writer.known[entry]
+        expected = known.acknowledged is not None
+        content = entry.get(client)
+        if content is None:
+            assert not expected, f"{entry} was acknowledged and is not there"
+        else:
+            assert digest_of(content) in known.sent, f"{entry} is none of what was written"
+
+
+class Load:
+    """Runs writers and readers until the node under them is killed."""
+
+    def __init__(self, writers: list[Writer], readers: int) -> None:
+        self.writers = writers
+        self._steps: dict[str, Callable[[Client, random.Random], None]] = {w.name: w.step for w in writers}
+        self._steps |= {f"r{n}": Reader(f"r{n}", writers).step for n in range(readers)}
+        self._killed = False
+        self._failures: list[BaseException] = []
+
+    def run(self, url: str, seed: str, acknowledgements: int, kill: Callable[[], None]) -> None:
+        """Kills the node once it has acknowledged so many writes. Raises what went wrong before."""
+        self._killed = False
+        target = acknowledgements + self._acknowledged()
+        threads = [
+            threading.Thread(target=self._repeat, args=(url, step, random.Random(f"{seed} {name}")))
+            for name, step in self._steps.items()
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while self._acknowledged() < target and not self._failures and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        self._killed = True
+        kill()
+        for thread in threads:
+            thread.join()
+        if self._failures:
+            raise self._failures[0]
+        assert self._acknowledged() >= target, "the node is too slow to be killed under load"
+
+    def _acknowledged(self) -> int:
+        return sum(writer.acknowledged for writer in self.writers)
+
+    def _repeat(
+        self, url: str, step: Callable[[Client, random.Random], None], generator: random.Random
+    ) -> None:
+        with Client(url) as client:
+            try:
+                while True:
+                    step(client, generator)
+            except (OSError, http.client.HTTPException) as error:
+                # The kill, unless it comes before.
+                if not self._killed:
+                    self._failures.append(error)
+            except BaseException as error:  # noqa: BLE001  # for the main thread to raise
+                self._failures.append(error)
