@@ -21,7 +21,7 @@ from undercroft.buffers.cache_artifacts import (
 )
 from undercroft.clock import now_us
 from undercroft.database import Database
-from undercroft.errors import CapacityError, UndercroftError
+from undercroft.errors import CapacityError
 from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.disk import Disk, OpenFile, is_full, sha256_of
 from undercroft.storage.upload import Upload
@@ -82,7 +82,7 @@ class CacheArtifacts:
         self._capacity = capacity
         self._waits = ack == "committed"
         self._threads = ThreadPoolExecutor(DISK_THREADS, "disk")
-        self._verified = VerifiedFiles()
+        self._verified = VerifiedFiles[ArtifactAccess]()
         # A new file under an old name, while it is being renamed: its inode and the row to come.
         self._replacing: dict[str, tuple[int, ArtifactAccess]] = {}
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -147,9 +147,12 @@ class CacheArtifacts:
         if file is None:
             return None
         try:
-            row = self._verified.row(key, file) or await self._verify(key, file)
+            row = self._verified.row(key, file)
             if row is not None:
                 self.track_access(row)
+            else:
+                row = await self._verify(key, file)
+            if row is not None:
                 return OpenArtifact(file.descriptor, file.size, row.content_sha256)
         except BaseException:
             os.close(file.descriptor)
@@ -158,18 +161,34 @@ class CacheArtifacts:
         return None
 
     async def _verify(self, key: str, file: OpenFile) -> ArtifactAccess | None:
-        """The row of the file if they agree. A file without a row is not served: nobody vouches for it."""
+        """The row of the file if they agree, and records the access.
+
+        A file without a row is not served: nobody vouches for it.
+        """
         row = self._row_of(key, file.inode)
         if row is None:
             return None
         whole = row.size_bytes == file.size
         if whole and row.content_sha256 is not None and file.size <= VERIFY_MAX_BYTES:
             whole = await self._in_thread(sha256_of, file) == row.content_sha256
-        if whole:
+        if not whole:
+            await self._quarantine(row, file)
+            return None
+        if self._is_current(row):
             self._verified.add(file, row)
-            return row
-        await self._quarantine(row, file)
-        return None
+            self.track_access(row)
+        return row
+
+    def _is_current(self, row: ArtifactAccess) -> bool:
+        """Whether the row is still what is known: while a digest was computed it may have been replaced.
+
+        An access recorded with an old size would make the new row contradict its file.
+        """
+        now = self.find(row.key)
+        return now is not None and (now.size_bytes, now.content_sha256) == (
+            row.size_bytes,
+            row.content_sha256,
+        )
 
     def _row_of(self, key: str, inode: int) -> ArtifactAccess | None:
         replacing = self._replacing.get(key)
@@ -231,10 +250,18 @@ class CacheArtifacts:
     ) -> tuple[Stored, Ticket | None]:
         async with self._alone(key):
             old = self.find(key)
-            row = await self._in_thread(self._finish, upload, key, old, replace, expected_sha256)
-            if row is None:
-                return Stored.EXISTS, None
-            ticket = await self._announce(row)
+            try:
+                row = await self._in_thread(self._finish, upload, key, old, replace, expected_sha256)
+                if row is None:
+                    return Stored.EXISTS, None
+                ticket = await self._buffer.enqueue(row)
+            except BaseException:
+                # Without its row a file is nothing: not even one whose request was cancelled stays.
+                if upload.published:
+                    await self._in_thread(self._disk.delete, key)
+                raise
+            finally:
+                self._replacing.pop(key, None)
             room.published(row.size_bytes, replaced=old.size_bytes if old else 0)
         return (Stored.REPLACED if old else Stored.CREATED), ticket
 
@@ -249,26 +276,20 @@ class CacheArtifacts:
         """Gives the upload its final name; answers its row, None when another artifact keeps the name."""
         file, inode = upload.finish(expected_sha256)
         row = ArtifactAccess(key, file.size, now_us(), file.digest(), stored=True)
+        if old is not None:
+            # Readers who find the new file before the new row is known must not hold it against the old one.
+            self._replacing[key] = (inode, row)
         if not replace:
-            if self._disk.publish_new(file, key):
+            upload.published = self._disk.publish_new(file, key)
+            if upload.published:
                 upload.discard()
                 return row
             if old is not None and self._disk.size(key) == old.size_bytes:
                 return None
         # A file without a row, or damaged, is healed like one that is to be replaced.
-        self._replacing[key] = (inode, row)
         self._disk.publish_over(file, key)
+        upload.published = True
         return row
-
-    async def _announce(self, row: ArtifactAccess) -> Ticket:
-        """Makes the row of a published file known, or takes the file away again."""
-        try:
-            return await self._buffer.enqueue(row)
-        except UndercroftError:
-            await self._in_thread(self._disk.delete, row.key)
-            raise
-        finally:
-            self._replacing.pop(row.key, None)
 
     # --- order ------------------------------------------------------------------------------------
 
@@ -280,8 +301,18 @@ class CacheArtifacts:
         return lock
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `function` in a thread of the disk's.
+
+        Who is cancelled waits for it all the same: cleaning up under the thread's hands would close
+        descriptors it still writes to.
+        """
         call = partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        job = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            await asyncio.wait([job])
+            raise
 
 
 SELECT_ROW = "SELECT size_bytes, last_accessed_at, content_sha256 FROM cache_artifacts WHERE key = ?"

@@ -259,6 +259,20 @@ class CacheArtifactsMachine(LastWinsMachine):
         self.run(enqueue())
         self.model.accept(key, size or 0, vague=size is None or key in self.model.vague)
 
+    @rule(key=keys, writes_first=st.booleans())
+    def write_and_delete(self, key: str, writes_first: bool) -> None:
+        """Both in one generation."""
+
+        async def enqueue() -> None:
+            if writes_first:
+                self.accept_write(key)
+            self.rig.buffer.enqueue_nowait(self.driver.delete(key))
+            self.model.accept(key, None)
+            if not writes_first:
+                self.accept_write(key)
+
+        self.run(enqueue())
+
     def seen(self, key: str, rows: dict[str, int]) -> int | None:
         found = self.rig.buffer.pending(key)
         if found is None:

@@ -353,6 +353,33 @@ async def test_the_wal_stays_bounded_under_a_writer_that_never_pauses(
     await database.close()
 
 
+async def test_the_writer_restarts_the_wal_while_no_checkpoint_runs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CHECKPOINT_PAGES", 1)
+    database._restart_from = 1
+    checkpoints = 0
+    done = threading.Event()
+    really = Database._checkpoint
+
+    def checkpoint(self: Database, connection: apsw.Connection) -> None:
+        nonlocal checkpoints
+        checkpoints += 1
+        really(self, connection)
+        done.set()
+
+    monkeypatch.setattr(Database, "_checkpoint", checkpoint)
+
+    def commit_twice(connection: apsw.Connection) -> None:
+        insert(connection, "first")
+        assert done.wait(PATIENCE_SECONDS)  # now the restart waits for its turn on this thread
+        insert(connection, "second")
+
+    await database.write(commit_twice)
+    await database.close()
+    assert (checkpoints, database.checkpoint_failures) == (1, 0)
+
+
 async def test_a_reader_that_stays_does_not_stop_the_writer(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

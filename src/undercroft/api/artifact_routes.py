@@ -13,7 +13,6 @@ from undercroft.artifacts import CacheArtifacts, Stored
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
-
 # What a route can answer, for `/api/spec`.
 FOUND = {
     200: "the artifact",

@@ -50,10 +50,10 @@ class Capacity:
         reservation.grow(size)
         return reservation
 
-    def take(self, size: int) -> None:
-        """Reserves `size` bytes more, or raises; see `reserve`."""
+    def take(self, size: int, held: int = 0) -> None:
+        """Reserves `size` bytes more for an upload that holds `held`, or raises; see `reserve`."""
         if self.reserved + size > self.room():
-            self._refuse(size)
+            self._refuse(held + size)
         self.reserved += size
 
     def room(self) -> int:
@@ -77,7 +77,7 @@ class Reservation:
 
     def grow(self, size: int) -> None:
         """Holds `size` bytes more; raises like `Capacity.reserve`."""
-        self._capacity.take(size)
+        self._capacity.take(size, self.size)
         self.size += size
 
     def published(self, size: int, replaced: int = 0) -> None:

@@ -6,6 +6,7 @@ Everything here blocks and is called from the disk's threads, but for `open`, wh
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import uuid
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from undercroft.buffers.spill import sync_directory
 from undercroft.errors import ClosedError, DataDirectoryError
 from undercroft.storage.layout import artifact_path
 
@@ -87,26 +87,34 @@ class Disk:
         self._temporaries = data_dir / "temporary"
         self._mine = self._temporaries / uuid.uuid4().hex
         self._lock: int | None = None
-        self._next_name = 0
+        self._names = itertools.count()  # several threads draw from it
         self._fsync = fsync
 
     def open_directories(self) -> None:
         """Makes the directories, sweeps up after dead processes. Raises `DataDirectoryError`."""
         try:
-            for directory in (self.artifacts, self._quarantine, self._mine):
+            for directory in (self.artifacts, self._quarantine, self._temporaries):
                 directory.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self._mine, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._sweep()
+            self._claim()
         except OSError as error:
             raise DataDirectoryError(
                 f"cannot use {error.filename or self.artifacts}: {error.strerror}; "
                 "choose another data directory or mend its permissions"
             ) from error
 
+    def _claim(self) -> None:
+        # One process at a time: a directory that is made and not locked yet looks abandoned.
+        turn = _lock(self._temporaries)
+        try:
+            self._mine.mkdir()
+            self._lock = _lock(self._mine)
+            self._sweep()
+        finally:
+            os.close(turn)
+
     def _sweep(self) -> None:
         for directory in self._temporaries.iterdir():
-            if directory != self._mine and _is_abandoned(directory):
+            if directory != self._mine and directory.is_dir() and _is_abandoned(directory):
                 shutil.rmtree(directory)
 
     def close(self) -> None:
@@ -120,8 +128,7 @@ class Disk:
         """A new temporary file; raises OSError."""
         if self._lock is None:
             raise ClosedError("the disk is closed: nothing can be written")
-        self._next_name += 1
-        return TemporaryFile(f"{self._mine}/{self._next_name}")
+        return TemporaryFile(f"{self._mine}/{next(self._names)}")
 
     def publish_new(self, temporary: TemporaryFile, key: str) -> bool:
         """Gives a finished file its final name unless somebody has it; answers whether it did.
@@ -137,15 +144,24 @@ class Disk:
         return True
 
     def publish_over(self, temporary: TemporaryFile, key: str) -> None:
-        """Gives a finished file its final name, in the place of whatever has it, at once."""
+        """Gives a finished file its final name, in the place of whatever has it, at once.
+
+        Raises OSError; then the old file is there as before, or none.
+        """
         final = artifact_path(self.artifacts, key)
         _with_parents(final, lambda: Path(temporary.path).replace(final))
         temporary.path = ""
         self._make_durable(final)
 
     def _make_durable(self, final: str) -> None:
-        if self._fsync:
-            sync_directory(Path(final).parent)
+        if not self._fsync:
+            return
+        try:
+            _sync_directory(Path(final).parent)
+        except OSError:
+            # A name that may vanish with the power was never promised to anybody.
+            Path(final).unlink(missing_ok=True)
+            raise
 
     def finish(self, temporary: TemporaryFile) -> int:
         """Closes a temporary file, through to the medium if so set; answers its inode."""
@@ -185,7 +201,7 @@ class Disk:
             if path.stat().st_ino != inode:
                 return False
             path.replace(self._quarantine / f"{uuid.uuid4().hex}-{quote(key, safe='')[-180:]}")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
@@ -198,16 +214,33 @@ def sha256_of(file: OpenFile) -> str:
     return digest.hexdigest()
 
 
-def _is_abandoned(directory: Path) -> bool:
-    """Whether the process that made the directory is dead: nobody holds its lock."""
+def _lock(directory: Path, flags: int = 0) -> int:
+    """A descriptor that holds the directory's lock until it is closed, or the process dies."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_abandoned(directory: Path) -> bool:
+    """Whether the process that made the directory is dead: nobody holds its lock."""
+    try:
+        os.close(_lock(directory, fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    return True
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable (fsync of the directory, see man 2 fsync)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return True
 
 
 def _with_parents(path: str, act: Callable[[], object]) -> None:

@@ -17,6 +17,8 @@ class Upload:
         self._spool: list[bytes] = []
         self._spooled = 0
         self.size = 0
+        self.published = False
+        """Whether the file has its final name; it is the publisher who says so."""
 
     def add(self, chunk: bytes) -> bool:
         """Takes a chunk; answers whether it is time for `write_out`."""

@@ -1,21 +1,35 @@
 """Which files were found to be what their rows say, so that they need not be asked about again."""
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.storage.disk import OpenFile
 
 # About 300 bytes each. Files beyond that are looked up in the database again, which is only slower.
 MAX_FILES = 100_000
 
 
-class _Verified(NamedTuple):
+class Row(Protocol):
+    """What a row says of its file, whatever else it holds."""
+
+    @property
+    def key(self) -> str:
+        """The key of the file."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size it must have."""
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+class _Verified(NamedTuple, Generic[RowT]):
     inode: int
     modified_ns: int
-    row: ArtifactAccess
+    row: RowT
 
 
-class VerifiedFiles:
+class VerifiedFiles(Generic[RowT]):
     """Remembers the row of a file by the file's own identity: inode, size and time of last change.
 
     A file that was replaced, by this process or another, has another identity, so nothing here is
@@ -23,16 +37,16 @@ class VerifiedFiles:
     """
 
     def __init__(self) -> None:
-        self._files: dict[str, _Verified] = {}
+        self._files: dict[str, _Verified[RowT]] = {}
 
-    def row(self, key: str, file: OpenFile) -> ArtifactAccess | None:
+    def row(self, key: str, file: OpenFile) -> RowT | None:
         """The row of exactly this file, None when it was not verified yet."""
         known = self._files.get(key)
         if known is None or (known.inode, known.modified_ns) != (file.inode, file.modified_ns):
             return None
         return known.row if known.row.size_bytes == file.size else None
 
-    def add(self, file: OpenFile, row: ArtifactAccess) -> None:
+    def add(self, file: OpenFile, row: RowT) -> None:
         """Remembers; forgets the file that was added first when there are too many."""
         self._files.pop(row.key, None)
         self._files[row.key] = _Verified(file.inode, file.modified_ns, row)

@@ -27,7 +27,7 @@ class Tallies(Collector):
         self._series: dict[str, dict[tuple[str, ...], Tally]] = {}
 
     def declare(self, name: str, text: str, labels: Sequence[str] = (), values: Sequence[str] = ()) -> Tally:
-        """The series `name` (without `_total`) with these values of its labels; the same one when asked again."""
+        """The series `name` (without `_total`) with these labels; the same one when asked again."""
         self._texts[name] = (text, labels)
         return self._series.setdefault(name, {}).setdefault(tuple(values), Tally())
 

@@ -1,0 +1,67 @@
+"""How each dialect reads and writes an artifact, for tests that hold for all of them."""
+
+import hashlib
+from typing import NamedTuple
+
+QUERY = "?account_handle=acc&project_handle=proj"
+
+
+class DialectCase(NamedTuple):
+    """A dialect: where an artifact of 64 hex digits lies, and its statuses."""
+
+    name: str
+    template: str
+    method: str
+    created: int
+    again: int
+    full_now: int
+    busy: int
+    mismatch: int = 422
+    tool: str = ""
+    limit: str = ""
+    """The setting that bounds its bodies."""
+
+    def path(self, identifier: str) -> str:
+        return self.template.replace("{id}", identifier)
+
+    @property
+    def names_are_digests(self) -> bool:
+        return self.name == "bazel cas"
+
+    def path_for(self, data: bytes) -> str:
+        """Where these bytes may be stored."""
+        return self.path(hashlib.sha256(data).hexdigest())
+
+
+TUIST_CAS = DialectCase(
+    "tuist cas", f"/api/cache/cas/{{id}}{QUERY}", "POST", 204, 204, 507, 503, 422, "cas", "cas_max_bytes"
+)
+TUIST_GRADLE = DialectCase(
+    "tuist gradle",
+    f"/api/cache/gradle/{{id}}{QUERY}",
+    "PUT",
+    201,
+    200,
+    507,
+    503,
+    422,
+    "gradle",
+    "gradle_max_bytes",
+)
+GRADLE = DialectCase(
+    "gradle", "/gradle/acc/proj/{id}", "PUT", 201, 200, 413, 413, 422, "gradle", "gradle_max_bytes"
+)
+BAZEL_AC = DialectCase(
+    "bazel ac", "/bazel/acc/proj/ac/{id}", "PUT", 200, 200, 413, 413, 400, "bazel", "bazel_max_bytes"
+)
+BAZEL_CAS = DialectCase(
+    "bazel cas", "/bazel/acc/proj/cas/{id}", "PUT", 200, 200, 413, 413, 400, "bazel", "bazel_max_bytes"
+)
+CCACHE = DialectCase(
+    "ccache", "/ccache/acc/proj/{id}", "PUT", 201, 200, 413, 413, 422, "ccache", "ccache_max_bytes"
+)
+
+DIALECTS = (TUIST_CAS, TUIST_GRADLE, GRADLE, BAZEL_AC, BAZEL_CAS, CCACHE)
+REPLACING = (GRADLE, BAZEL_AC, CCACHE)
+FREE_NAMES = (TUIST_CAS, TUIST_GRADLE, GRADLE, CCACHE)
+"""Those whose artifacts may have any safe name."""

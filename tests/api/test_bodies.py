@@ -1,0 +1,144 @@
+"""Bodies by the rules of ASGI, whatever server delivers them."""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from undercroft.api import bodies
+from undercroft.api.bodies import Body, discard_rest
+from undercroft.api.request import Request
+from undercroft.errors import BodyTimeoutError, IncompleteBodyError, TooLargeError
+
+GONE = {"type": "http.disconnect"}
+
+
+def piece(data: bytes, *, more: bool = True) -> MutableMapping[str, Any]:
+    return {"type": "http.request", "body": data, "more_body": more}
+
+
+class Client:
+    """Delivers events; silent after the last."""
+
+    def __init__(self, *events: MutableMapping[str, Any], length: int | None = None) -> None:
+        self.left = list(events)
+        headers = (
+            [(b"transfer-encoding", b"chunked")] if length is None else [(b"content-length", b"%d" % length)]
+        )
+        scope = {"method": "PUT", "headers": headers, "query_string": b""}
+        self.request = Request(scope, self._receive, self._send)
+
+    async def _receive(self) -> MutableMapping[str, Any]:
+        if not self.left:
+            await asyncio.Event().wait()
+        return self.left.pop(0)
+
+    async def _send(self, _event: MutableMapping[str, Any]) -> None:
+        raise AssertionError("nothing is sent")
+
+    def body(self, max_bytes: int = 100, read_timeout_ms: int = 5) -> Body:
+        return Body(self.request, max_bytes, read_timeout_ms)
+
+
+async def test_whole_body_with_a_length_needs_no_last_event() -> None:
+    client = Client(piece(b"12"), piece(b""), piece(b"345"), length=5)
+    assert await client.body().whole() == b"12345"
+    assert client.request.body_over
+
+
+async def test_whole_chunked_body() -> None:
+    client = Client(piece(b"12"), piece(b"3"), piece(b"", more=False))
+    assert await client.body().whole() == b"123"
+    assert client.request.body_over
+
+
+async def test_no_body_asks_for_nothing() -> None:
+    assert await Client(length=0).body().whole() == b""
+
+
+@pytest.mark.parametrize("last", [piece(b"", more=False), GONE])
+async def test_short_body(last: MutableMapping[str, Any]) -> None:
+    client = Client(piece(b"12"), last, length=5)
+    with pytest.raises(IncompleteBodyError, match="2 of 5"):
+        await client.body().whole()
+    assert client.request.body_over
+
+
+async def test_client_that_leaves_a_chunked_body() -> None:
+    with pytest.raises(IncompleteBodyError, match="unknown number"):
+        await Client(piece(b"12"), GONE).body().whole()
+
+
+async def test_silence_is_a_timeout() -> None:
+    client = Client(piece(b"12"), length=5)
+    with pytest.raises(BodyTimeoutError, match="5 ms after 2 of 5"):
+        await client.body().whole()
+    assert client.request.body_over  # nobody waits for it once more
+
+
+async def test_declared_length_over_the_limit_is_refused_before_reading() -> None:
+    client = Client(piece(b"x" * 101), length=101)
+    with pytest.raises(TooLargeError):
+        client.body()
+    assert len(client.left) == 1
+
+
+async def test_chunked_body_over_the_limit_is_refused_as_soon_as_it_is() -> None:
+    client = Client(piece(b"x" * 100), piece(b"x"), piece(b"x"), piece(b"", more=False))
+    with pytest.raises(TooLargeError):
+        await client.body().whole()
+    assert len(client.left) == 2
+    assert not client.request.body_over
+
+
+# --- what is left unread -----------------------------------------------------------------------------
+
+
+async def test_rest_is_read_from_where_reading_ended() -> None:
+    client = Client(piece(b"x" * 60), piece(b"x" * 60), piece(b"x" * 30), length=150)
+    chunks = client.body(150).chunks()
+    await anext(chunks)
+    await discard_rest(client.request)
+    assert client.left == []
+    assert client.request.body_over
+
+
+async def test_rest_of_a_refused_body_is_read() -> None:
+    client = Client(piece(b"x" * 60), piece(b"x" * 60), piece(b"", more=False))
+    with pytest.raises(TooLargeError):
+        await client.body(100).whole()
+    await discard_rest(client.request)
+    assert client.left == []
+
+
+@pytest.mark.parametrize("length", [0, 101])
+async def test_nothing_is_read_of_no_body_or_of_far_too_much(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "DISCARD_BYTES", 100)
+    client = Client(piece(b"x"), length=length)
+    await discard_rest(client.request)
+    assert len(client.left) == 1
+
+
+async def test_endless_chunks_end_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "DISCARD_BYTES", 100)
+    client = Client(*(piece(b"x" * 60) for _ in range(5)))
+    await discard_rest(client.request)
+    assert len(client.left) == 3
+
+
+async def test_slow_rest_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "DISCARD_S", 0.005)
+    client = Client(piece(b"x"), length=50)
+    await discard_rest(client.request)
+    assert client.left == []
+
+
+async def test_what_is_over_is_not_asked_for_again() -> None:
+    client = Client(GONE, GONE, length=5)
+    with pytest.raises(IncompleteBodyError):
+        await client.body().whole()
+    await discard_rest(client.request)
+    assert len(client.left) == 1
