@@ -317,3 +317,25 @@ async def test_reset_forgets_what_is_pending(open_rig: OpenRig) -> None:
     assert rig.buffer.queue_stats() == (0, 0)
     await rig.commit("b")
     assert rig.rows() == {"b": 1}
+
+
+# --- more than one generation ---
+
+
+@pytest.mark.parametrize("waits_in", ["flush", "committed"])
+async def test_who_waits_behind_a_full_generation_does_not_wait_for_the_timer(
+    open_rig: OpenRig, waits_in: str
+) -> None:
+    rig = await open_rig(max_batch_size=10)
+    rig.table.shut_gate()
+    first = asyncio.create_task(rig.commit("first"))
+    await rig.arrived()
+    for n in range(80):  # a full generation: eight batches
+        rig.enqueue(f"k{n}")
+    last = rig.enqueue("last")
+    waiter = asyncio.create_task(rig.buffer.flush() if waits_in == "flush" else rig.buffer.committed(last))
+    await asyncio.sleep(0)
+    rig.table.open_gate()
+    async with asyncio.timeout(5):  # the timer is an hour away
+        await asyncio.gather(first, waiter)
+    assert len(rig.rows()) == 82

@@ -57,6 +57,11 @@ class CommitWaiters:
                 )
             )
 
+    @property
+    def anyone(self) -> bool:
+        """Whether somebody waits."""
+        return any(not waiter.done() for waiters in self._waiting.values() for _, waiter in waiters)
+
     def refuse(self, generation: int, key: Hashable, error: str) -> None:
         """Says that the row was set aside; its waiters hear of it when the generation is resolved."""
         self._refusals.pop(key, None)

@@ -227,6 +227,9 @@ class SQLiteBuffer(Generic[StateT, EventT]):
     async def _before_the_next(self) -> None:
         if self.stalled is not None and not self._closed:
             await self._next_tick()
+        elif self._waiters.anyone and self.queue_stats().rows:
+            # Their wake may have been spent on an older, full generation.
+            self._wake.set()
         else:
             self._wake_if_due()
 
