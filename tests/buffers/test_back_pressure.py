@@ -119,3 +119,51 @@ async def test_accesses_are_shed_first(open_rig: OpenRig) -> None:
     rig.buffer.enqueue_nowait(rig.driver.access("unseen"))  # even full it is no error
     assert (rig.telemetry.count(events.SHED), rig.telemetry.count(events.REJECTED)) == (2, 0)
     await rig.buffer.committed(shed)  # nothing to wait for
+
+
+# --- room that is awaited first, and taken later ---
+
+
+async def test_waiting_for_room_returns_at_once_when_there_is_some(open_rig: OpenRig) -> None:
+    rig = await open_rig(max_pending_rows=10)
+    waiting = rig.buffer.wait_for_room()
+    with pytest.raises(StopIteration):
+        waiting.send(None)  # not even one turn of the loop
+
+
+async def test_waiting_for_room(open_rig: OpenRig) -> None:
+    rig = await open_rig(max_pending_rows=10, enqueue_timeout_ms=20_000)
+    await _full(rig)
+    waiting = asyncio.create_task(rig.buffer.wait_for_room())
+    await rig.arrived()
+    assert not waiting.done()
+    rig.table.open_gate()
+    await waiting
+    assert rig.buffer.queue_stats().rows < 10
+
+
+async def test_waiting_for_room_gives_up(open_rig: OpenRig) -> None:
+    rig = await open_rig(max_pending_rows=10, enqueue_timeout_ms=20)
+    await _full(rig)
+    with pytest.raises(BufferFullError):
+        await rig.buffer.wait_for_room()
+
+
+async def test_there_is_no_room_in_a_closed_buffer(open_rig: OpenRig) -> None:
+    rig = await open_rig(max_pending_rows=10)
+    await rig.close()
+    with pytest.raises(ClosedError):
+        await rig.buffer.wait_for_room()
+    with pytest.raises(ClosedError):
+        rig.buffer.enqueue_nowait(rig.driver.write("a"), past_bound=True)
+
+
+async def test_an_event_whose_room_others_took_is_accepted_past_the_bound(open_rig: OpenRig) -> None:
+    rig = await open_rig(max_pending_rows=10)
+    await _full(rig)
+    rig.buffer.enqueue_nowait(rig.driver.write("late"), past_bound=True)
+    assert rig.buffer.queue_stats().rows == 11
+    assert rig.telemetry.count(events.REJECTED) == 0
+    rig.table.open_gate()
+    await rig.buffer.flush()
+    assert "late" in rig.rows()

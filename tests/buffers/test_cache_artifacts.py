@@ -1,12 +1,12 @@
 """The rules of the table of artifacts."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from undercroft.buffers import Batch
+from undercroft.buffers.bufferable import BATCH_BYTES
 from undercroft.buffers.cache_artifacts import (
     ACCESSES,
     DELETES,
@@ -102,26 +102,17 @@ def test_accesses_come_before_deletes() -> None:
     assert not TABLE.queue_empty(state)
 
 
-@pytest.mark.parametrize(
-    ("restored", "newer", "accesses", "deletes"),
-    [
-        (Batch(ACCESSES, [store(1, 10)]), [], [store(1, 10)], []),
-        (Batch(ACCESSES, [store(1, 10)]), [GONE], [], [GONE]),
-        (Batch(ACCESSES, [store(1, 10, DIGEST)]), [access(9, 20)], [store(1, 20, DIGEST)], []),
-        (Batch(ACCESSES, [store(1, 10, DIGEST)]), [store(2, 20)], [store(2, 20, DIGEST)], []),
-        (Batch(DELETES, [GONE]), [], [], [GONE]),
-        (Batch(DELETES, [GONE]), [access(1, 10)], [access(1, 10)], []),
-        (Batch(DELETES, [GONE]), [GONE], [], [GONE]),
-    ],
-)
-def test_a_failed_batch_goes_under_newer_events(
-    restored: Batch, newer: list[ArtifactEvent], accesses: list[ArtifactEvent], deletes: list[ArtifactEvent]
-) -> None:
-    state = state_after(*newer)
-    TABLE.restore(state, restored)
-    assert list(state.accesses.values()) == accesses
-    assert list(state.deletes.values()) == deletes
-    assert TABLE.queue_stats(state) == TABLE.queue_stats(state_after(*accesses, *deletes))
+def test_sizes_are_those_of_utf_8() -> None:
+    one, four = (
+        TABLE.queue_stats(state_after(ArtifactDelete(key))).bytes for key in ("k", "\N{GRINNING FACE}")
+    )
+    assert four == one + 3
+
+
+@pytest.mark.parametrize("make", [lambda key: ArtifactAccess(key, 1, 1), ArtifactDelete])
+def test_batches_are_bounded_in_bytes_too(make: Callable[[str], ArtifactEvent]) -> None:
+    state = state_after(*(make(str(n) * BATCH_BYTES) for n in range(3)))
+    assert [len(batch.entries) for batch in TABLE.flush_batches(state, 100)[0]] == [1, 1, 1]
 
 
 def test_pending_tells_stores_and_deletes_and_no_mere_accesses() -> None:

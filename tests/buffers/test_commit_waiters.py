@@ -48,26 +48,24 @@ async def test_a_refusal_is_told_when_its_generation_is_resolved() -> None:
         await refused
 
 
-async def test_a_refusal_reaches_back_to_the_last_commit_only() -> None:
+async def test_a_refusal_concerns_its_own_generation() -> None:
     waiters = CommitWaiters("b")
-    waiters.resolve(1)
-    waiters.refuse(3, "k", "bad")  # generation 2 failed and was carried by 3
-    waiters.resolve(4)
-    await waiters.wait(1, "k", 0)
-    for generation in (2, 3):
-        with pytest.raises(RowRefusedError):
-            await waiters.wait(generation, "k", 0)
-    await waiters.wait(4, "k", 0)
+    waiters.refuse(2, "k", "bad")
+    waiters.resolve(3)
+    with pytest.raises(RowRefusedError):
+        await waiters.wait(2, "k", 0)
+    for generation in (1, 3):
+        await waiters.wait(generation, "k", 0)
 
 
 async def test_only_so_many_refusals_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commit_waiters, "REFUSALS_KEPT", 2)
     waiters = CommitWaiters("b")
-    for key in ("a", "b", "a", "c"):  # refused anew, "a" is younger than "b"
+    for key in ("a", "b", "c"):
         waiters.refuse(1, key, "bad")
     waiters.resolve(1)
-    await waiters.wait(1, "b", 0)
-    for key in ("a", "c"):
+    await waiters.wait(1, "a", 0)
+    for key in ("b", "c"):
         with pytest.raises(RowRefusedError):
             await waiters.wait(1, key, 0)
 
@@ -81,6 +79,22 @@ async def test_cancelling_one_leaves_the_others() -> None:
     waiters.resolve(1)
     await second
     assert first.cancelled()
+
+
+async def test_whoever_gives_up_is_forgotten_at_once() -> None:
+    waiters = CommitWaiters("b")
+    cancelled, stays = wait(waiters, 1), wait(waiters, 2)
+    await asyncio.sleep(0)
+    for _ in range(3):
+        with pytest.raises(CommitTimeoutError):
+            await waiters.wait(1, "k", 0)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    assert list(waiters._waiting) == [2]
+    anyone = [waiters.anyone]
+    waiters.resolve(2)
+    await stays
+    assert [*anyone, waiters.anyone] == [True, False]
 
 
 async def test_after_close() -> None:

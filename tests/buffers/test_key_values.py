@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undercroft.buffers import Batch
+from undercroft.buffers.bufferable import BATCH_BYTES
 from undercroft.buffers.key_values import (
     ACCESSES,
     WRITES,
@@ -92,24 +93,20 @@ def test_batches_have_at_most_the_size_asked_for() -> None:
     assert [len(batch.entries) for batch in TABLE.flush_batches(state, 3)[0]] == [3, 3, 1]
 
 
-@pytest.mark.parametrize(
-    ("restored", "newer", "result"),
-    [
-        (Batch(WRITES, [W1]), [], W1),
-        (Batch(WRITES, [W1]), [W2], W2),
-        (Batch(WRITES, [W1]), [A2], W1),  # the access was of this very write
-        (Batch(ACCESSES, [A1]), [W2], W2),
-        (Batch(ACCESSES, [A1]), [A2], A2),
-        (Batch(ACCESSES, [A1]), [], A1),
-    ],
-)
-def test_a_failed_batch_goes_under_newer_events(
-    restored: Batch, newer: list[KeyValueEvent], result: KeyValueEvent
-) -> None:
-    state = state_after(*newer)
-    TABLE.restore(state, restored)
-    assert list(state.events.values()) == [result]
-    assert TABLE.queue_stats(state) == TABLE.queue_stats(state_after(result))
+def test_batches_are_bounded_in_bytes_too() -> None:
+    large, small = "x" * (BATCH_BYTES // 2), "y"
+    payloads = [small, large, small, large, "z" * 2 * BATCH_BYTES, small, small]
+    writes = [KeyValueWrite(str(n), payload) for n, payload in enumerate(payloads)]
+    batches = batches_after(*writes)
+    assert [len(batch.entries) for batch in batches] == [3, 1, 1, 2]
+    assert [entry for batch in batches for entry in batch.entries] == writes
+
+
+@pytest.mark.parametrize("text", ["", "ascii", "\N{EURO SIGN}" * 9, "\N{GRINNING FACE}", "\ud800"])
+def test_sizes_are_those_of_utf_8(text: str) -> None:
+    extra = 2 * len(text.encode(errors="surrogatepass"))
+    empty = TABLE.queue_stats(state_after(KeyValueWrite("", ""))).bytes
+    assert TABLE.queue_stats(state_after(KeyValueWrite(text, text))).bytes == empty + extra
 
 
 def test_an_access_alone_says_nothing_about_the_value() -> None:

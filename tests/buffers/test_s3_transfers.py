@@ -8,9 +8,9 @@ import apsw
 import pytest
 import uuid_utils
 
-from undercroft.buffers import Batch
 from undercroft.buffers.s3_transfers import (
     DELETES,
+    INSERT_BYTES,
     INSERTS,
     S3TransfersBuffer,
     S3TransfersState,
@@ -93,24 +93,12 @@ def test_deletes_are_written_before_inserts() -> None:
     assert TABLE.queue_empty(new)
 
 
-@pytest.mark.parametrize(
-    ("restored", "newer", "inserts", "deletes"),
-    [
-        (Batch(INSERTS, [I1]), [], [I1], []),
-        (Batch(INSERTS, [I1]), [D1], [], [D1]),
-        (Batch(INSERTS, [I1]), [I2], [I2], []),
-        (Batch(INSERTS, [I1]), [D1, I2], [I2], [D1]),
-        (Batch(DELETES, [D1]), [I2], [I2], [D1]),
-        (Batch(DELETES, [D1]), [D1], [], [D1]),
-    ],
-)
-def test_a_failed_batch_goes_under_newer_events(
-    restored: Batch, newer: list[TransferEvent], inserts: list[object], deletes: list[object]
-) -> None:
-    state = state_after(*newer)
-    TABLE.restore(state, restored)
-    assert list(state.inserts.values()) == inserts
-    assert list(state.deletes.values()) == deletes
+def test_batches_are_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("undercroft.buffers.bufferable.BATCH_BYTES", 2 * INSERT_BYTES)
+    state = state_after(
+        *(insert(str(n), str(n)) for n in range(3)), *(TransferDelete(f"d{n}") for n in range(3))
+    )
+    assert [len(batch.entries) for batch in TABLE.flush_batches(state, 100)[0]] == [3, 2, 1]
 
 
 def test_pending_by_type_and_key_or_by_id() -> None:

@@ -1,7 +1,10 @@
 """Close, crash, spill and replay: nothing accepted is lost."""
 
 import asyncio
+import errno
+import os
 import time
+from pathlib import Path
 
 import apsw
 import pytest
@@ -292,6 +295,60 @@ async def test_a_spill_that_cannot_be_written_is_an_error(open_rig: OpenRig) -> 
             await waiter
     assert list(rig.path.parent.glob("*.tmp")) == []
     rig.buffer.spill_path.rmdir()
+
+
+async def test_the_spill_file_goes_when_its_rows_are_durable(
+    open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _spilled(open_rig, "a")
+    steps: list[str] = []
+    really_sync, really_unlink = os.fsync, Path.unlink
+
+    def sync(descriptor: int) -> None:
+        steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        really_sync(descriptor)
+
+    def unlink(path: Path, *, missing_ok: bool = False) -> None:
+        steps.append(f"unlink {path.name}")
+        really_unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    again = await open_rig()
+    assert steps == [
+        f"sync {again.path.name}-wal",
+        f"unlink {again.buffer.spill_path.name}",
+        f"sync {again.path.parent.name}",
+    ]
+    assert again.rows() == {"a": 1}
+
+
+async def test_the_spill_file_stays_when_its_rows_are_not_durable(
+    open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await _spilled(open_rig, "a")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "no power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="no power"):
+            await open_rig()
+    assert rig.buffer.spill_path.exists()
+    again = await open_rig()
+    assert again.rows() == {"a": 1}
+
+
+async def test_a_long_spill_file_takes_several_transactions(open_rig: OpenRig) -> None:
+    rig = await open_rig(**SHORT, max_batch_size=1)
+    with lock_of_another_connection(rig.path):
+        for n in range(20):
+            rig.enqueue(f"k{n}")
+        await rig.close()
+    again = await open_rig()
+    assert [flush.measurements["batch_size"] for flush in again.telemetry.of(events.FLUSH)] == [8, 8, 4]
+    assert len(again.rows()) == 20
 
 
 async def test_a_bad_row_in_the_spill_file_does_not_stop_the_start(open_rig: OpenRig) -> None:

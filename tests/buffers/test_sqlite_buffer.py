@@ -10,7 +10,7 @@ import pytest
 from tests.support.faulty_table import FaultyTable
 from undercroft.buffers import BufferSettings, SQLiteBuffer
 from undercroft.database import Database
-from undercroft.errors import ClosedError, CommitTimeoutError
+from undercroft.errors import ClosedError, CommitTimeoutError, RowRefusedError
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
@@ -235,7 +235,7 @@ async def test_pending_after_a_failed_flush(open_rig: OpenRig) -> None:
     assert rig.rows() == {}
 
 
-async def test_a_failed_batch_goes_back_under_newer_events(open_rig: OpenRig) -> None:
+async def test_what_failed_is_written_before_newer_events(open_rig: OpenRig) -> None:
     rig = await open_rig()
     rig.table.shut_gate()
     rig.table.fail(apsw.SQLITE_FULL)
@@ -249,8 +249,41 @@ async def test_a_failed_batch_goes_back_under_newer_events(open_rig: OpenRig) ->
     await rig.telemetry.wait_for(events.STALLED)
     assert (rig.pending("a"), rig.pending("b"), rig.pending("c")) == (2, 1, 1)
     await rig.buffer.flush()
-    assert rig.rows() == {"a": 2, "b": 1, "c": 1}
-    await older  # its rows are committed, by the newer generation
+    assert rig.rows() == {"a": rig.driver.version_after(1, 2), "b": 1, "c": 1}
+    await older
+
+
+async def test_the_ticket_of_what_is_pending(open_rig: OpenRig) -> None:
+    rig = await open_rig()
+    key = rig.driver.row_key("a")
+    assert rig.buffer.ticket_of(key) is None
+    own = rig.enqueue("a", 1)
+    assert rig.buffer.ticket_of(key) == own
+    rig.table.shut_gate()
+    flush = asyncio.create_task(rig.buffer.flush())
+    await rig.arrived()
+    newer = rig.enqueue("b", 1)
+    assert rig.buffer.ticket_of(key) == own  # in flight: the flush of what is newer is not waited for
+    assert rig.buffer.ticket_of(newer.key) == newer != own
+    rig.table.open_gate()
+    await flush
+    assert rig.buffer.ticket_of(key) is None
+    await rig.buffer.committed(newer)
+
+
+async def test_who_asks_for_the_ticket_of_a_row_hears_of_its_refusal(open_rig: OpenRig) -> None:
+    rig = await open_rig()
+    own = rig.buffer.enqueue_nowait(rig.driver.bad_write("bad"))
+    rig.table.shut_gate()
+    flush = asyncio.create_task(rig.buffer.flush())
+    await rig.arrived()
+    rig.enqueue("newer")
+    found = rig.buffer.ticket_of(own.key)
+    rig.table.open_gate()
+    await flush
+    assert found is not None
+    with pytest.raises(RowRefusedError):
+        await rig.buffer.committed(found)
 
 
 # --- what can be seen from outside ---

@@ -73,6 +73,34 @@ async def test_halving_takes_few_statements(open_rig: OpenRig) -> None:
     assert len(rig.table.batches) <= 1 + 1 + 2 * 10
 
 
+@pytest.mark.parametrize("position", [0, 511, 700, 1_023])
+async def test_the_statements_that_one_bad_row_costs(open_rig: OpenRig, position: int) -> None:
+    rig = await open_rig(max_batch_size=2_000)
+    statements: list[str] = []
+
+    def remember(_: apsw.Cursor, sql: str, __: object) -> bool:
+        if sql.lstrip().startswith("INSERT"):
+            statements.append(sql)
+        return True
+
+    await rig.database.write(lambda connection: connection.set_exec_trace(remember))
+    for n in range(1_024):
+        rig.buffer.enqueue_nowait(rig.driver.bad_write("bad") if n == position else rig.driver.write(f"k{n}"))
+    await rig.buffer.flush()
+    assert len(rig.rows()) == 1_023
+    # The first; then in a transaction the whole again, the empty one, two halves of each of ten sizes.
+    assert len(statements) == 1 + 2 + 2 * 10
+
+
+async def test_a_batch_of_nothing_but_bad_rows_is_no_flush(open_rig: OpenRig) -> None:
+    rig = await open_rig()
+    for n in range(3):
+        rig.buffer.enqueue_nowait(rig.driver.bad_write(f"bad{n}"))
+    await rig.buffer.flush()
+    assert rig.telemetry.count(events.REFUSED) == 3
+    assert rig.telemetry.count(events.FLUSH) == 0
+
+
 async def test_who_asks_after_the_flush_hears_of_the_refusal_too(open_rig: OpenRig) -> None:
     rig = await open_rig()
     ticket = rig.buffer.enqueue_nowait(rig.driver.bad_write("bad"))

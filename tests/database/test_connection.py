@@ -15,7 +15,7 @@ from undercroft.database import Database, transaction
 from undercroft.database import connection as connections
 from undercroft.database.connection import PRAGMAS, open_connection
 from undercroft.database.schema import KEY_VALUES
-from undercroft.errors import ClosedError, DatabaseLockedError
+from undercroft.errors import ClosedError, DatabaseLockedError, DataDirectoryError
 
 PATIENCE_SECONDS = 20
 
@@ -220,7 +220,7 @@ async def test_a_failing_open_leaves_neither_files_nor_threads(
     monkeypatch.setattr(connections, "open_connection", open_some)
     database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
     if broken < 5:  # to migrate, the point reader, and one for each of three threads
-        with pytest.raises(apsw.CantOpenError):
+        with pytest.raises(DataDirectoryError):
             database.open()
     else:
         database.open()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeAlias
 import apsw
 import msgspec
 
-from undercroft.buffers.bufferable import Batch, QueueStats, as_json, in_batches
+from undercroft.buffers.bufferable import Batch, QueueStats, as_json, in_batches, utf8_size
 from undercroft.clock import now_us
 
 ACCESSES = "cas_accesses"
@@ -46,7 +46,7 @@ class CacheArtifactsState:
 
     accesses: dict[str, ArtifactAccess] = field(default_factory=dict)
     deletes: dict[str, ArtifactDelete] = field(default_factory=dict)
-    key_bytes: int = 0
+    bytes: int = 0
 
 
 class CacheArtifactsBuffer:
@@ -65,7 +65,7 @@ class CacheArtifactsBuffer:
     def handle_event(self, state: CacheArtifactsState, event: ArtifactEvent) -> None:
         """The last event of a key wins; an access keeps what a pending store said."""
         if event.key not in state.accesses and event.key not in state.deletes:
-            state.key_bytes += len(event.key)
+            state.bytes += _size(event)
         if isinstance(event, ArtifactDelete):
             state.accesses.pop(event.key, None)
             state.deletes[event.key] = event
@@ -77,24 +77,13 @@ class CacheArtifactsBuffer:
         self, state: CacheArtifactsState, max_batch_size: int
     ) -> tuple[list[Batch], CacheArtifactsState]:
         """Accesses first, then deletes."""
-        batches = in_batches(ACCESSES, state.accesses.values(), max_batch_size)
-        batches += in_batches(DELETES, state.deletes.values(), max_batch_size)
+        batches = in_batches(ACCESSES, state.accesses.values(), max_batch_size, _size)
+        batches += in_batches(DELETES, state.deletes.values(), max_batch_size, _size)
         return batches, CacheArtifactsState()
-
-    def restore(self, state: CacheArtifactsState, batch: Batch) -> None:
-        """What has come since for a key wins; a newer access keeps what the restored store said."""
-        event: Any
-        for event in batch.entries:
-            newer = state.accesses.get(event.key)
-            if newer is None and event.key not in state.deletes:
-                self.handle_event(state, event)
-            elif newer is not None and isinstance(event, ArtifactAccess):
-                state.accesses[event.key] = _merged(event, newer)
 
     def queue_stats(self, state: CacheArtifactsState) -> QueueStats:
         """One row per key."""
-        rows = len(state.accesses) + len(state.deletes)
-        return QueueStats(rows, state.key_bytes + rows * ENTRY_OVERHEAD_BYTES)
+        return QueueStats(len(state.accesses) + len(state.deletes), state.bytes)
 
     def queue_empty(self, state: CacheArtifactsState) -> bool:
         """Whether no key has an event."""
@@ -123,6 +112,10 @@ class CacheArtifactsBuffer:
         """Upserts accesses with the time of the flush, or deletes by the list of keys."""
         sql = UPSERT if operation == ACCESSES else DELETE
         connection.execute(sql, {"entries": as_json(entries), "now": now_us()})
+
+
+def _size(event: ArtifactEvent) -> int:
+    return utf8_size(event.key) + ENTRY_OVERHEAD_BYTES
 
 
 def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAccess:

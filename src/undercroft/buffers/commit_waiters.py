@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Hashable
-from typing import NamedTuple
 
 from undercroft.errors import ClosedError, CommitTimeoutError, RowRefusedError
 
@@ -10,20 +9,15 @@ from undercroft.errors import ClosedError, CommitTimeoutError, RowRefusedError
 REFUSALS_KEPT = 1_000
 
 
-class _Refusal(NamedTuple):
-    committed: int
-    """What was committed before: earlier events of the same row, that were fine."""
-    generation: int
-    error: str
-
-
 class CommitWaiters:
     """Generations are numbered upwards; `resolve(n)` says that all up to n are committed."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._waiting: dict[int, list[tuple[Hashable, asyncio.Future[None]]]] = {}
-        self._refusals: dict[Hashable, _Refusal] = {}
+        # Each with the key of its row. Only those that wait still: under a long lock whoever gives up
+        # tries again, and again.
+        self._waiting: dict[int, dict[asyncio.Future[None], Hashable]] = {}
+        self._refusals: dict[tuple[int, Hashable], str] = {}
         self._committed = 0
         self._closed = False
 
@@ -41,12 +35,19 @@ class CommitWaiters:
         loop = asyncio.get_running_loop()
         # A future for each: cancelling one waiter must not cancel the others.
         waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(generation, []).append((key, waiter))
+        self._waiting.setdefault(generation, {})[waiter] = key
         timer = loop.call_later(timeout_ms / 1_000, self._expire, waiter, timeout_ms)
         try:
             await waiter
         finally:
             timer.cancel()
+            self._leave(generation, waiter)
+
+    def _leave(self, generation: int, waiter: "asyncio.Future[None]") -> None:
+        waiters = self._waiting.get(generation, {})
+        waiters.pop(waiter, None)
+        if not waiters:
+            self._waiting.pop(generation, None)
 
     def _expire(self, waiter: "asyncio.Future[None]", timeout_ms: int) -> None:
         if not waiter.done():
@@ -60,12 +61,11 @@ class CommitWaiters:
     @property
     def anyone(self) -> bool:
         """Whether somebody waits."""
-        return any(not waiter.done() for waiters in self._waiting.values() for _, waiter in waiters)
+        return bool(self._waiting)
 
     def refuse(self, generation: int, key: Hashable, error: str) -> None:
         """Says that the row was set aside; its waiters hear of it when the generation is resolved."""
-        self._refusals.pop(key, None)
-        self._refusals[key] = _Refusal(self._committed, generation, error)
+        self._refusals[generation, key] = error
         if len(self._refusals) > REFUSALS_KEPT:
             del self._refusals[next(iter(self._refusals))]
 
@@ -73,7 +73,7 @@ class CommitWaiters:
         """Releases everyone who waits for this generation or an earlier one."""
         self._committed = max(self._committed, generation)
         for number in [number for number in self._waiting if number <= generation]:
-            for key, waiter in self._waiting.pop(number):
+            for waiter, key in self._waiting.pop(number).items():
                 if not waiter.done():
                     self._release(waiter, number, key)
 
@@ -86,15 +86,15 @@ class CommitWaiters:
             waiter.set_result(None)
 
     def _raise_refusal(self, generation: int, key: Hashable) -> None:
-        refusal = self._refusals.get(key)
-        if refusal is not None and refusal.committed < generation <= refusal.generation:
-            raise RowRefusedError(f"SQLite refuses the row {key!r} of {self._name}: {refusal.error}")
+        error = self._refusals.get((generation, key))
+        if error is not None:
+            raise RowRefusedError(f"SQLite refuses the row {key!r} of {self._name}: {error}")
 
     def close(self) -> None:
         """Tells everyone left that no commit will come."""
         self._closed = True
         for waiters in self._waiting.values():
-            for _, waiter in waiters:
+            for waiter in waiters:
                 if not waiter.done():
                     waiter.set_exception(self._closed_error())
         self._waiting.clear()

@@ -1,4 +1,4 @@
-"""Brings batches into SQLite: a few to a transaction, with retries while somebody holds a lock."""
+"""Brings batches into SQLite, with retries while somebody holds a lock."""
 
 import asyncio
 import random
@@ -19,10 +19,6 @@ from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
 log = structlog.get_logger(__name__)
-
-# With a backlog, so many batches share a transaction: at 5,000 rows to a transaction a row costs
-# 30-45 % less than at 1,000, and the writer thread still gets to others several times a second.
-BATCHES_PER_TRANSACTION = 8
 
 
 class Committer:
@@ -49,30 +45,28 @@ class Committer:
         """Retries nothing from now on: a transaction that meets a lock fails at once."""
         self._given_up.set()
 
-    async def commit(self, batches: Sequence[Batch]) -> tuple[list[Batch], list[RefusedRow]]:
-        """Commits in order; answers the batches SQLite would not take now, and the rows it never will.
+    async def commit(self, batches: Sequence[Batch]) -> list[RefusedRow] | None:
+        """Commits in one transaction; answers the rows that SQLite will never take.
 
-        Once a transaction fails the later ones are not tried: their rows are newer.
+        None when it takes nothing now.
         """
-        refused: list[RefusedRow] = []
-        for start in range(0, len(batches), BATCHES_PER_TRANSACTION):
-            group = batches[start : start + BATCHES_PER_TRANSACTION]
-            written = await self._with_retries(group)
-            if written is None:
-                return list(batches[start:]), refused
-            await self._report(written)
-            refused += written.refused
-        return [], refused
+        if not batches:
+            return []
+        written = await self._with_retries(batches)
+        if written is None:
+            return None
+        await self._report(written)
+        return written.refused
 
-    async def _with_retries(self, group: Sequence[Batch]) -> Written | None:
+    async def _with_retries(self, batches: Sequence[Batch]) -> Written | None:
         for attempt in range(1, self._settings.retry_max_attempts + 2):
             try:
-                written = await self._database.write(lambda c: write_batches(c, self._table, group))
+                written = await self._database.write(lambda c: write_batches(c, self._table, batches))
             except apsw.Error as error:
                 self._stall(error)
                 if not is_locked(error) or attempt > self._settings.retry_max_attempts:
                     return None
-                await self._back_off(group, attempt)
+                await self._back_off(batches, attempt)
                 if self._given_up.is_set():
                     return None
             else:
@@ -80,8 +74,8 @@ class Committer:
                 return written
         return None
 
-    async def _back_off(self, group: Sequence[Batch], attempt: int) -> None:
-        for operation in dict.fromkeys(batch.operation for batch in group):
+    async def _back_off(self, batches: Sequence[Batch], attempt: int) -> None:
+        for operation in dict.fromkeys(batch.operation for batch in batches):
             metadata = {"buffer": self._table.buffer_name, "operation": operation}
             self._telemetry.emit(events.RETRY, {"count": 1}, metadata | {"attempt": str(attempt)})
         delay_ms = self._settings.retry_base_delay_ms * 2 ** (attempt - 1)

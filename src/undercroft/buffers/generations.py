@@ -6,10 +6,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from undercroft.buffers.bufferable import Batch, Bufferable, QueueStats
+from undercroft.buffers.bufferable import Bufferable, QueueStats
 
 StateT = TypeVar("StateT")
 EventT = TypeVar("EventT")
+
+# Rows may be large: a generation is closed at this size too, so that neither its transaction nor the
+# encoding of its batches takes long.
+BYTES_EACH = 8 << 20
 
 
 @dataclass(slots=True)
@@ -24,8 +28,10 @@ class Generation(Generic[StateT]):
 class Generations(Generic[StateT, EventT]):
     """At most one generation in flight, full ones that wait their turn, and one that gathers.
 
-    A generation is full at `rows_each`: taking one, freeing one, and the room that one gives back are
-    steps on the event loop that must stay small however much waits.
+    A generation is full at `rows_each` or BYTES_EACH: taking one, freeing one, and the room that one
+    gives back are steps on the event loop that must stay small however much waits. One that SQLite
+    does not take goes back to the front as it is. So generations are written strictly in order, and
+    what is newer is written over what is older.
     """
 
     def __init__(self, table: Bufferable[StateT, EventT], rows_each: int) -> None:
@@ -45,21 +51,23 @@ class Generations(Generic[StateT, EventT]):
         if gathering.since is None:
             gathering.since = time.monotonic()
         self._table.handle_event(gathering.state, event)
-        self.rows_gathered = self._table.queue_stats(gathering.state).rows
-        if self.rows_gathered >= self._rows_each:
+        self.rows_gathered, size = self._table.queue_stats(gathering.state)
+        if self.rows_gathered >= self._rows_each or size >= BYTES_EACH:
             self._close()
         return gathering.number
 
     def _close(self) -> None:
+        self._count(self._gathering, 1)
         self._full.append(self._gathering)
+        self._gather_anew()
+
+    def _gather_anew(self) -> None:
         self._gathering = Generation(self._gathering.number + 1, self._table.init_state())
         self.rows_gathered = 0
-        self._sum_up()
 
-    def _sum_up(self) -> None:
-        closed = list(self._full) if self._in_flight is None else [self._in_flight, *self._full]
-        stats = [self._table.queue_stats(generation.state) for generation in closed]
-        self._closed = QueueStats(sum(one.rows for one in stats), sum(one.bytes for one in stats))
+    def _count(self, generation: Generation[StateT], times: int) -> None:
+        rows, size = self._table.queue_stats(generation.state)
+        self._closed = QueueStats(self._closed.rows + times * rows, self._closed.bytes + times * size)
 
     def take(self) -> Generation[StateT]:
         """The oldest generation that waits, now in flight; the one that gathers if there is no other."""
@@ -68,23 +76,21 @@ class Generations(Generic[StateT, EventT]):
         self._in_flight = self._full.popleft()
         return self._in_flight
 
-    def settle(self, left: list[Batch]) -> None:
-        """Ends the flight. What is `left` uncommitted is merged *under* the events that came since."""
+    def settle(self, *, committed: bool) -> None:
+        """Ends the flight. What is not committed is the next to be taken again."""
         landed, self._in_flight = self._in_flight, None
-        if left and landed is not None:
-            heir = self._full[0] if self._full else self._gathering
-            for batch in left:
-                self._table.restore(heir.state, batch)
-            heir.since = landed.since
-            self.rows_gathered = self._table.queue_stats(self._gathering.state).rows
-        self._sum_up()
+        if landed is None:
+            return
+        if committed:
+            self._count(landed, -1)
+        else:
+            self._full.appendleft(landed)
 
     def forget(self) -> None:
         """Drops what waits; nothing may be in flight."""
         self._full.clear()
-        self._gathering = Generation(self._gathering.number + 1, self._table.init_state())
-        self.rows_gathered = 0
-        self._sum_up()
+        self._closed = QueueStats(0, 0)
+        self._gather_anew()
 
     def all(self) -> list[Generation[StateT]]:
         """Every generation that is not committed, the oldest first."""
@@ -99,11 +105,18 @@ class Generations(Generic[StateT, EventT]):
 
     def pending(self, key: Hashable) -> Any | None:
         """What the table makes of the key, the newest word first; None if no generation knows it."""
+        return self._newest_word(key)[1]
+
+    def number_of(self, key: Hashable) -> int | None:
+        """The number of the generation that `pending` answers from, None if there is none."""
+        return self._newest_word(key)[0]
+
+    def _newest_word(self, key: Hashable) -> tuple[int | None, Any]:
         for generation in reversed(self.all()):
             found = self._table.pending(generation.state, key)
             if found is not None:
-                return found
-        return None
+                return generation.number, found
+        return None, None
 
     def stats(self) -> QueueStats:
         """Rows and bytes of all of them."""
@@ -123,5 +136,5 @@ class Generations(Generic[StateT, EventT]):
 
     @property
     def full_waits(self) -> bool:
-        """Whether a full generation waits for its turn."""
+        """Whether a closed generation waits for its turn."""
         return bool(self._full)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeAlias
 import apsw
 import msgspec
 
-from undercroft.buffers.bufferable import Batch, QueueStats, as_json, in_batches
+from undercroft.buffers.bufferable import Batch, QueueStats, as_json, in_batches, utf8_size
 from undercroft.clock import now_us
 
 WRITES = "key_values"
@@ -66,17 +66,9 @@ class KeyValueBuffer:
         """Writes first, then accesses."""
         writes = [event for event in state.events.values() if isinstance(event, KeyValueWrite)]
         accesses = [event for event in state.events.values() if isinstance(event, KeyValueAccess)]
-        batches = in_batches(WRITES, writes, max_batch_size)
-        batches += in_batches(ACCESSES, accesses, max_batch_size)
+        batches = in_batches(WRITES, writes, max_batch_size, _size)
+        batches += in_batches(ACCESSES, accesses, max_batch_size, _size)
         return batches, KeyValueState()
-
-    def restore(self, state: KeyValueState, batch: Batch) -> None:
-        """A write comes back unless a newer one is there, and under a newer access."""
-        event: Any
-        for event in batch.entries:
-            newer = state.events.get(event.key)
-            if newer is None or (isinstance(event, KeyValueWrite) and isinstance(newer, KeyValueAccess)):
-                self.handle_event(state, event)
 
     def queue_stats(self, state: KeyValueState) -> QueueStats:
         """One row per key."""
@@ -110,8 +102,8 @@ class KeyValueBuffer:
 
 
 def _size(event: KeyValueEvent) -> int:
-    payload = len(event.json_payload) if isinstance(event, KeyValueWrite) else 0
-    return len(event.key) + payload + ENTRY_OVERHEAD_BYTES
+    payload = utf8_size(event.json_payload) if isinstance(event, KeyValueWrite) else 0
+    return utf8_size(event.key) + payload + ENTRY_OVERHEAD_BYTES
 
 
 # "WHERE true" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).

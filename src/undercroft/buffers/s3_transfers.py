@@ -85,16 +85,9 @@ class S3TransfersBuffer:
         self, state: S3TransfersState, max_batch_size: int
     ) -> tuple[list[Batch], S3TransfersState]:
         """Deletes first, then inserts; the class says why."""
-        batches = in_batches(DELETES, state.deletes.values(), max_batch_size)
-        batches += in_batches(INSERTS, state.inserts.values(), max_batch_size)
+        batches = in_batches(DELETES, state.deletes.values(), max_batch_size, _size)
+        batches += in_batches(INSERTS, state.inserts.values(), max_batch_size, _size)
         return batches, S3TransfersState()
-
-    def restore(self, state: S3TransfersState, batch: Batch) -> None:
-        """An insert comes back unless it was deleted, or queued again, meanwhile."""
-        event: Any
-        for event in batch.entries:
-            if event.id not in state.deletes:
-                self.handle_event(state, event)
 
     def queue_stats(self, state: S3TransfersState) -> QueueStats:
         """One row per insert and per delete."""
@@ -125,6 +118,10 @@ class S3TransfersBuffer:
         """Inserts what is not queued yet, or deletes by the list of ids."""
         sql = INSERT if operation == INSERTS else DELETE
         connection.execute(sql, {"entries": as_json(entries)})
+
+
+def _size(event: TransferEvent) -> int:
+    return DELETE_BYTES if isinstance(event, TransferDelete) else INSERT_BYTES
 
 
 # A row in work is claimed and no longer in the unique index: what is queued meanwhile is a row of

@@ -1,7 +1,6 @@
 """The files rows go to when the database will not have them."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import msgspec
 
 from undercroft.buffers.bufferable import Batch
+from undercroft.durable import sync_directory, write_through
 from undercroft.errors import UndercroftError
 
 FORMAT = "undercroft-spill-1"
@@ -19,7 +19,7 @@ def write_spill(path: Path, batches: Iterable[Batch]) -> None:
     lines = [_encode(FORMAT), *(_encode(batch) for batch in batches)]
     temporary = path.with_name(path.name + ".tmp")
     try:
-        _write_through(temporary, b"\n".join(lines) + b"\n")
+        write_through(temporary, b"\n".join(lines) + b"\n")
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -27,20 +27,13 @@ def write_spill(path: Path, batches: Iterable[Batch]) -> None:
     sync_directory(path.parent)
 
 
-def _write_through(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def remove_spill(path: Path) -> None:
+    """Removes a spill file for good. Raises OSError.
 
-
-def sync_directory(path: Path) -> None:
-    """Makes the names in a directory durable (fsync of the directory, see man 2 fsync)."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Should it come back after a loss of power, its rows would overwrite newer ones.
+    """
+    path.unlink()
+    sync_directory(path.parent)
 
 
 def read_spill(path: Path, entry_types: Mapping[str, type[msgspec.Struct]]) -> list[Batch]:

@@ -1,6 +1,7 @@
 """Writing batches in one transaction, and what each refusal of SQLite means for the rows in it."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -60,54 +61,68 @@ def write_batches(
     Raises `apsw.Error` when nothing was committed.
     """
     started = time.perf_counter()
-    rows: dict[str, int] = {}
     refused: list[RefusedRow] = []
-    if len(batches) == 1 and _written_alone(connection, table, batches[0]):
-        rows[batches[0].operation] = len(batches[0].entries)
-        return Written((time.perf_counter() - started) * 1_000, rows, refused)
-    with transaction(connection):
-        for operation, entries in batches:
-            bad = _write_or_halve(connection, table, operation, entries)
-            rows[operation] = rows.get(operation, 0) + len(entries) - len(bad)
-            refused += bad
-    return Written((time.perf_counter() - started) * 1_000, rows, refused)
+    # A statement is a transaction by itself. BEGIN and COMMIT around a lone one would give up Python's
+    # global lock twice more, and next to a busy event loop to get it back costs more than the statement.
+    if len(batches) != 1 or _error_about_rows(connection, table, *batches[0]) is not None:
+        with transaction(connection):
+            for operation, entries in batches:
+                refused += _write_or_part(connection, table, operation, entries)
+    duration_ms = (time.perf_counter() - started) * 1_000
+    rows: Counter[str] = Counter()
+    for operation, entries in batches:
+        rows[operation] += len(entries)
+    rows.subtract(row.operation for row in refused)
+    # Where all were refused nothing was written.
+    return Written(duration_ms, {operation: count for operation, count in rows.items() if count}, refused)
 
 
-def _written_alone(connection: apsw.Connection, table: Bufferable[Any, Any], batch: Batch) -> bool:
-    """Commits a lone batch by its statement alone; False if a row in it is bad.
-
-    A statement is a transaction by itself. BEGIN and COMMIT around it would give up Python's global
-    lock twice more, and next to a busy event loop to get it back costs more than the statement.
-    """
-    try:
-        table.write_batch(connection, *batch)
-    except (apsw.Error, TypeError, ValueError) as error:
-        if not is_about_rows(error):
-            raise
-        return False
-    return True
-
-
-def _write_or_halve(
+def _error_about_rows(
     connection: apsw.Connection, table: Bufferable[Any, Any], operation: str, entries: Sequence[Any]
-) -> list[RefusedRow]:
-    """Writes the entries; if some row is bad, halves them until it is alone. Answers the bad rows.
-
-    A statement that fails has undone itself (SQLite's ABORT), so the halves start from where it
-    started. Errors that are not about rows go up and take the transaction along; so does one that
-    even the empty batch meets, for then the statement or the table is at fault.
-    """
+) -> Exception | None:
+    """Writes the entries; answers the error if some row is bad, raises what is not about rows."""
     try:
         table.write_batch(connection, operation, entries)
     except (apsw.Error, TypeError, ValueError) as error:
         if not is_about_rows(error):
             raise
-        table.write_batch(connection, operation, [])
-        if len(entries) == 1:
-            return [RefusedRow(operation, entries[0], f"{type(error).__name__}: {error}")]
-        middle = len(entries) // 2
-        return [
-            *_write_or_halve(connection, table, operation, entries[:middle]),
-            *_write_or_halve(connection, table, operation, entries[middle:]),
-        ]
-    return []
+        return error
+    return None
+
+
+def _write_or_part(
+    connection: apsw.Connection, table: Bufferable[Any, Any], operation: str, entries: Sequence[Any]
+) -> list[RefusedRow]:
+    """Writes the entries but for the bad rows, and answers those.
+
+    Errors that are not about rows go up and take the transaction along; so does one that even the
+    empty batch meets, for then the statement or the table is at fault.
+    """
+    error = _error_about_rows(connection, table, operation, entries)
+    if error is None:
+        return []
+    table.write_batch(connection, operation, [])
+    return _part(connection, table, operation, entries, error)
+
+
+def _part(
+    connection: apsw.Connection,
+    table: Bufferable[Any, Any],
+    operation: str,
+    entries: Sequence[Any],
+    error: Exception,
+) -> list[RefusedRow]:
+    """Halves entries that met an error until the bad rows are alone, and writes the others.
+
+    A statement that fails has undone itself (SQLite's ABORT), so the halves start from where it
+    started.
+    """
+    if len(entries) == 1:
+        return [RefusedRow(operation, entries[0], f"{type(error).__name__}: {error}")]
+    middle = len(entries) // 2
+    bad: list[RefusedRow] = []
+    for half in (entries[:middle], entries[middle:]):
+        its_error = _error_about_rows(connection, table, operation, half)
+        if its_error is not None:
+            bad += _part(connection, table, operation, half, its_error)
+    return bad

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import apsw
 
 from undercroft.database.schema import Schema, check_file, is_current, migrate
-from undercroft.errors import ClosedError, DatabaseLockedError
+from undercroft.durable import sync_file
+from undercroft.errors import ClosedError, DatabaseLockedError, DataDirectoryError
 
 T = TypeVar("T")
 
@@ -212,7 +213,8 @@ class Database:
         """Checks the file, migrates it and starts the threads. Blocks; call it before serving.
 
         Raises `DatabaseLockedError` if it must be migrated, or cannot even be read, and another
-        process holds a lock. Whatever it raises, no thread and no connection is left.
+        process holds a lock; `DataDirectoryError` if it cannot be written; `DatabaseFileError` for a
+        file that is not ours to use. Whatever it raises, no thread and no connection is left.
         """
         try:
             check_file(self.path, self._schema)
@@ -225,6 +227,11 @@ class Database:
             if isinstance(error, apsw.BusyError | apsw.LockedError):
                 raise DatabaseLockedError(
                     f"another process holds a lock on {self.path} ({error}): end it and start again"
+                ) from error
+            if isinstance(error, NOT_WRITABLE):
+                raise DataDirectoryError(
+                    f"cannot write {self.path} ({error}): mend its permissions, make room on its disk, "
+                    "or choose another data directory"
                 ) from error
             raise
 
@@ -265,6 +272,16 @@ class Database:
         if self._point_reader is None:
             raise ClosedError(f"{self.path.name} is not open")
         return self._point_reader.execute(sql, values).fetchone()
+
+    async def sync(self) -> None:
+        """Makes what is committed survive a loss of power, with synchronous=NORMAL too. Raises OSError.
+
+        What is not in the WAL any more was synced by the checkpoint that moved it. A checkpoint would
+        do as well, but not while another process holds a lock.
+        """
+        wal = self.path.with_name(self.path.name + "-wal")
+        with suppress(FileNotFoundError):
+            await asyncio.to_thread(sync_file, wal)
 
     def _on_commit(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         """Called by SQLite in the writer thread after each commit with the size of the WAL."""

@@ -34,7 +34,7 @@ UNUSABLE = (
 )
 
 KEY_VALUES = Schema("key_values", 0x55434B56, ("key_value_entries",))
-NODE = Schema("node", 0x55434E44, ("cache_artifacts", "s3_transfers"))
+NODE = Schema("node", 0x55434E44, ("cache_artifacts", "s3_transfers", "artifact_totals"))
 
 
 def migrations(schema: Schema) -> list[str]:
