@@ -17,7 +17,7 @@ from undercroft.clock import now_us
 from undercroft.database import Database
 from undercroft.database.schema import KEY_VALUES
 from undercroft.errors import BufferFullError, ClosedError, CommitTimeoutError
-from undercroft.key_values import KeyValueStore
+from undercroft.key_values import ACCESS_RESOLUTION_US, KeyValueStore
 
 
 class Rig:
@@ -102,7 +102,7 @@ async def test_get_counts_as_an_access_and_a_miss_does_not(
 ) -> None:
     rig = await open_rig()
     await rig.store.put("k", "1")
-    later = now_us() + 1_000_000
+    later = now_us() + 2 * ACCESS_RESOLUTION_US
     monkeypatch.setattr("undercroft.key_values.now_us", lambda: later)
     monkeypatch.setattr("undercroft.buffers.key_values.now_us", lambda: later)
     assert rig.store.get("absent") is None
@@ -110,6 +110,21 @@ async def test_get_counts_as_an_access_and_a_miss_does_not(
     assert rig.store.get("k") == "1"
     await rig.store.flush()
     assert rig.rows() == [("k", "1", later)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "recorded"), [(0, False), (59, False), (60, True), (3_600, True), (-1, True)]
+)
+async def test_an_access_is_recorded_when_the_last_one_is_long_ago_or_in_the_future(
+    open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch, seconds: int, recorded: bool
+) -> None:
+    rig = await open_rig()
+    await rig.store.put("k", "1")
+    ((_, _, written_at),) = rig.rows()
+    assert written_at is not None
+    monkeypatch.setattr("undercroft.key_values.now_us", lambda: written_at + seconds * 1_000_000)
+    assert rig.store.get("k") == "1"
+    assert rig.buffer.queue_stats().rows == int(recorded)
 
 
 async def test_entries_outlive_the_node(open_rig: OpenRig) -> None:

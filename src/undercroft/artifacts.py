@@ -200,6 +200,7 @@ class CacheArtifacts:
         log.error("artifact_damaged", key=row.key, size=file.size, expected_size=row.size_bytes)
         async with self._alone(row.key):
             if await self._in_thread(self._disk.quarantine, row.key, file.inode):
+                self._verified.forget(row.key)
                 await self._buffer.enqueue(ArtifactDelete(row.key))
                 self._capacity.used -= row.size_bytes
 
@@ -232,10 +233,21 @@ class CacheArtifacts:
                     ) from error
                 raise
             finally:
-                upload.discard()
+                if upload.on_disk:
+                    # To free a large file takes its time.
+                    await self._in_thread(upload.discard)
         if self._waits and ticket is not None:
             await self._buffer.committed(ticket)
         return stored
+
+    async def settled(self, key: str) -> None:
+        """Returns when what is known of the key is acknowledged: who is told "it is there" may rely on it.
+
+        Raises like `SQLiteBuffer.committed`.
+        """
+        ticket = self._buffer.ticket_of(key)
+        if self._waits and ticket is not None:
+            await self._buffer.committed(ticket)
 
     async def _receive(self, upload: Upload, chunks: AsyncIterator[bytes], room: Reservation) -> None:
         async for chunk in chunks:
@@ -243,18 +255,21 @@ class CacheArtifacts:
             if upload.size > room.size:
                 room.grow(upload.size - room.size)
             if spool_is_full:
-                await self._in_thread(upload.write_out)
+                room.wrote(await self._in_thread(upload.write_out))
 
     async def _publish(
         self, upload: Upload, key: str, room: Reservation, replace: bool, expected_sha256: str | None
     ) -> tuple[Stored, Ticket | None]:
         async with self._alone(key):
+            # Before a file is touched: a row that found no room would cost the artifact it replaces.
+            await self._buffer.wait_for_room()
             old = self.find(key)
             try:
                 row = await self._in_thread(self._finish, upload, key, old, replace, expected_sha256)
                 if row is None:
-                    return Stored.EXISTS, None
-                ticket = await self._buffer.enqueue(row)
+                    # Whoever stored it may still be waiting for its commit.
+                    return Stored.EXISTS, self._buffer.ticket_of(key)
+                ticket = self._buffer.enqueue_nowait(row, past_bound=True)
             except BaseException:
                 # Without its row a file is nothing: not even one whose request was cancelled stays.
                 if upload.published:
@@ -262,6 +277,7 @@ class CacheArtifacts:
                 raise
             finally:
                 self._replacing.pop(key, None)
+            self._verified.forget(key)
             room.published(row.size_bytes, replaced=old.size_bytes if old else 0)
         return (Stored.REPLACED if old else Stored.CREATED), ticket
 

@@ -67,3 +67,7 @@ class BodyTimeoutError(UndercroftError):
 
 class BadRequestError(UndercroftError):
     """A parameter or a body of a request is missing or malformed."""
+
+
+class RowsLostError(UndercroftError):
+    """Rows that were accepted could be neither committed nor spilled."""

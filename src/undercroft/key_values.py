@@ -7,6 +7,10 @@ from undercroft.buffers.key_values import KeyValueAccess, KeyValueEvent, KeyValu
 from undercroft.clock import now_us
 from undercroft.database import Database
 
+# An access is recorded when the last one is longer ago. What asks for it counts in days, and a row
+# written for every read made reads half as fast: docs/decisions/0006-access-resolution.md.
+ACCESS_RESOLUTION_US = 60_000_000
+
 KeyValues = SQLiteBuffer[KeyValueState, KeyValueEvent]
 
 
@@ -29,19 +33,22 @@ class KeyValueStore:
 
     def get(self, key: str) -> str | None:
         """The newest payload, committed or not, or None; counts as an access. Blocks for one point query."""
-        payload = self._pending(key) or self._stored(key)
-        if payload is not None:
-            self._buffer.enqueue_nowait(KeyValueAccess(key, now_us()))
-        return payload
-
-    def _pending(self, key: str) -> str | None:
         write: KeyValueWrite | None = self._buffer.pending(key)
-        return None if write is None else write.json_payload
+        return self._stored(key) if write is None else write.json_payload
 
     def _stored(self, key: str) -> str | None:
-        row = self._database.find("SELECT json_payload FROM key_value_entries WHERE key = ?", key)
-        return None if row is None else str(row[0])
+        row = self._database.find(SELECT, key)
+        if row is None:
+            return None
+        payload, accessed_at = row
+        now = now_us()
+        if accessed_at is None or not 0 <= now - accessed_at < ACCESS_RESOLUTION_US:
+            self._buffer.enqueue_nowait(KeyValueAccess(key, now))
+        return str(payload)
 
     async def flush(self) -> None:
         """Commits what is pending."""
         await self._buffer.flush()
+
+
+SELECT = "SELECT json_payload, last_accessed_at FROM key_value_entries WHERE key = ?"

@@ -21,9 +21,9 @@ from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
 from undercroft.buffers.key_values import KeyValueBuffer
 from undercroft.buffers.s3_transfers import S3TransfersBuffer
 from undercroft.config import Settings
-from undercroft.database import NOT_WRITABLE, Database
+from undercroft.database import Database
 from undercroft.database.schema import KEY_VALUES, NODE
-from undercroft.errors import DataDirectoryError
+from undercroft.errors import RowsLostError
 from undercroft.key_values import KeyValueStore
 from undercroft.s3.transfers import S3Transfers
 from undercroft.server import HttpServer, bind
@@ -140,12 +140,13 @@ class Node:
         self.port = bound.getsockname()[1]
         self.disk.open_directories()
         for database in self.databases:
-            _open(database)
-        self.artifacts.open()
+            database.open()
         for buffer in self.buffers:
             # Rows that the last process spilled are replayed here, before anything newer can come.
             await buffer.open()
             self.supervisor.start(f"buffer {buffer.name}", buffer.run())
+        # After the replay: it reads how much all rows say there is.
+        self.artifacts.open()
         # At once, not when the worker gets its turn: who reads "listening" may connect.
         self.server.listen()
         self.supervisor.start("http server", self.server.run())
@@ -165,18 +166,17 @@ class Node:
     async def stop(self) -> None:
         """Stops in the order in which parts need each other. Idempotent.
 
-        Raises OSError if rows were lost. Other errors of a drain are in `failed_drain`.
+        Raises `RowsLostError`. Other errors of a drain are in `failed_drain`.
         """
         self.supervisor.expect_end()
-        # Requests first: nothing new comes in, and those in progress may still need every other part.
-        if self.server is not None:
-            await self.server.stop(self.settings.http.stop_grace_ms)
         try:
+            # Requests first: nothing new comes in, and those in progress may still need every other part.
+            if self.server is not None:
+                await self.server.stop(self.settings.http.stop_grace_ms)
+        finally:
             # Then the buffers, all at once: each has `shutdown_ms` to commit or spill what it accepted.
             # An error of one must not cut off the others.
-            closing = (self._close(buffer) for buffer in self.buffers)
-            lost = [error for error in await asyncio.gather(*closing) if error is not None]
-        finally:
+            lost = await asyncio.gather(*(self._close(buffer) for buffer in self.buffers))
             await self.supervisor.stop()
             # The disk's threads finish what a cancelled request left them.
             self.artifacts.close()
@@ -185,29 +185,20 @@ class Node:
                 await database.close()
             # The directory of temporary files last: its lock tells other processes that this one lives.
             self.disk.close()
-        if lost:
-            raise lost[0]
+        if any(lost):
+            raise RowsLostError("; ".join(reason for reason in lost if reason))
 
-    async def _close(self, buffer: SQLiteBuffer[Any, Any]) -> OSError | None:
-        """Drains or spills; answers what kept it from spilling."""
+    async def _close(self, buffer: SQLiteBuffer[Any, Any]) -> str | None:
+        """Drains or spills; answers why rows could be neither committed nor spilled."""
         try:
             await buffer.close()
         except OSError as error:
             log.exception("rows_lost", buffer=buffer.name)
-            return error
+            return f"rows accepted by buffer {buffer.name} are lost, {buffer.spill_path}: {error.strerror}"
         except Exception as error:  # a fault in one table's code; its rows were spilled
             log.exception("drain_failed", buffer=buffer.name)
             self.failed_drain = self.failed_drain or Crash(f"buffer {buffer.name}", error)
         return None
-
-
-def _open(database: Database) -> None:
-    try:
-        database.open()
-    except NOT_WRITABLE as error:
-        raise DataDirectoryError(
-            f"cannot use {database.path} ({error}); choose another data directory or mend its permissions"
-        ) from error
 
 
 @asynccontextmanager

@@ -131,3 +131,16 @@ def test_volume_of_a_real_file_system(tmp_path: Path) -> None:
     volume = volume_of(tmp_path)()
     assert volume.total >= volume.free > 0
     assert volume.total > 1 << 20
+
+
+def test_bytes_that_are_written_are_not_held_twice() -> None:
+    free = 1_000
+    subject = Capacity(lambda: Volume(1_000, free), None, 100.0)
+    with subject.reserve(400) as first:
+        first.wrote(400)
+        free -= 400
+        with subject.reserve(600):
+            assert (subject.reserved, subject.written) == (1_000, 400)
+        with pytest.raises(CapacityError):
+            subject.reserve(601)
+    assert (subject.reserved, subject.written) == (0, 0)

@@ -6,8 +6,15 @@ from pathlib import Path
 
 def open_files(under: Path) -> list[str]:
     """The files under a folder that this process has open, once per descriptor."""
-    links = (link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
-    return sorted(str(target) for target in links if target.is_relative_to(under))
+    targets = filter(None, map(_target, Path("/proc/self/fd").iterdir()))
+    return sorted(str(target) for target in targets if target.is_relative_to(under))
+
+
+def _target(link: Path) -> Path | None:
+    try:
+        return link.readlink()
+    except FileNotFoundError:  # a thread closed it since the folder was listed
+        return None
 
 
 def database_threads() -> list[str]:

@@ -12,7 +12,7 @@ import typer
 import uvloop
 
 from undercroft.config import Settings, load
-from undercroft.errors import UndercroftError
+from undercroft.errors import RowsLostError, UndercroftError
 from undercroft.node import Node, running
 from undercroft.supervisor import Crash
 from undercroft.telemetry import logs
@@ -45,10 +45,10 @@ def serve(
         logs.configure(settings.log.level, settings.log.format)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             crash = runner.run(_run(settings))
-    except UndercroftError as error:
+    except RowsLostError as error:
+        raise _failure(str(error), EXIT_CRASHED) from error
+    except (UndercroftError, OSError) as error:
         raise _failure(str(error), EXIT_UNUSABLE) from error
-    except OSError as error:
-        raise _failure(f"accepted rows could not be kept: {error}", EXIT_CRASHED) from error
     if crash is not None:
         raise _failure(
             f"the worker {crash.worker} crashed: {crash.error!r}; what was accepted is committed or spilled",

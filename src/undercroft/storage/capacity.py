@@ -38,6 +38,8 @@ class Capacity:
         self._limit_percent = limit_percent
         self.used = 0
         self.reserved = 0
+        self.written = 0
+        """What of the reserved bytes uploads have written: the file system counts those already."""
 
     def limit(self) -> int:
         """The most that artifacts may ever take, in bytes."""
@@ -52,15 +54,16 @@ class Capacity:
 
     def take(self, size: int, held: int = 0) -> None:
         """Reserves `size` bytes more for an upload that holds `held`, or raises; see `reserve`."""
-        if self.reserved + size > self.room():
+        if size > self._room():
             self._refuse(held + size)
         self.reserved += size
 
-    def room(self) -> int:
-        """Bytes that are neither used nor kept free; what is reserved is still among them."""
+    def _room(self) -> int:
+        """Bytes that are not used, not kept free, and not reserved."""
         total, free = self._volume()
-        room = free - int(total * (100 - self._limit_percent) / 100)
-        return room if self._limit_bytes is None else min(room, self._limit_bytes - self.used)
+        kept_free = int(total * (100 - self._limit_percent) / 100)
+        room = free - kept_free - (self.reserved - self.written)
+        return room if self._limit_bytes is None else min(room, self._limit_bytes - self.used - self.reserved)
 
     def _refuse(self, size: int) -> None:
         if size > self.limit():
@@ -74,11 +77,17 @@ class Reservation:
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
         self.size = 0
+        self._written = 0
 
     def grow(self, size: int) -> None:
         """Holds `size` bytes more; raises like `Capacity.reserve`."""
         self._capacity.take(size, self.size)
         self.size += size
+
+    def wrote(self, size: int) -> None:
+        """So many more bytes are in the file by now."""
+        self._written += size
+        self._capacity.written += size
 
     def published(self, size: int, replaced: int = 0) -> None:
         """The upload became an artifact of `size` bytes in the place of one of `replaced` bytes."""
@@ -88,7 +97,8 @@ class Reservation:
     def release(self) -> None:
         """Gives the room back. Idempotent."""
         self._capacity.reserved -= self.size
-        self.size = 0
+        self._capacity.written -= self._written
+        self.size = self._written = 0
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from undercroft.durable import sync_directory
 from undercroft.errors import ClosedError, DataDirectoryError
 from undercroft.storage.layout import artifact_path
 
@@ -157,7 +158,7 @@ class Disk:
         if not self._fsync:
             return
         try:
-            _sync_directory(Path(final).parent)
+            sync_directory(Path(final).parent)
         except OSError:
             # A name that may vanish with the power was never promised to anybody.
             Path(final).unlink(missing_ok=True)
@@ -232,15 +233,6 @@ def _is_abandoned(directory: Path) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes the names in a directory durable (fsync of the directory, see man 2 fsync)."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _with_parents(path: str, act: Callable[[], object]) -> None:

@@ -27,13 +27,19 @@ class Upload:
         self.size += len(chunk)
         return self._spooled >= SPOOL_BYTES
 
-    def write_out(self) -> None:
-        """Writes what waits in memory to the temporary file. Blocks; raises OSError."""
+    @property
+    def on_disk(self) -> bool:
+        """Whether there is a file to discard."""
+        return self._file is not None
+
+    def write_out(self) -> int:
+        """Writes what waits in memory to the temporary file; answers how much. Blocks; raises OSError."""
         if self._file is None:
             self._file = self._disk.temporary()
         self._file.write(b"".join(self._spool))
         self._spool.clear()
-        self._spooled = 0
+        written, self._spooled = self._spooled, 0
+        return written
 
     def finish(self, expected_sha256: str | None) -> tuple[TemporaryFile, int]:
         """Writes the rest; answers the closed file and its inode. Blocks.

@@ -32,8 +32,8 @@ class _Verified(NamedTuple, Generic[RowT]):
 class VerifiedFiles(Generic[RowT]):
     """Remembers the row of a file by the file's own identity: inode, size and time of last change.
 
-    A file that was replaced, by this process or another, has another identity, so nothing here is
-    ever stale.
+    A file that was replaced by another process has another identity; what this process changes it
+    says with `forget`, since file systems use inodes again.
     """
 
     def __init__(self) -> None:
