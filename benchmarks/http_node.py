@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import apsw
 import uvloop
 
 from benchmarks import report
@@ -84,7 +85,7 @@ def cases(seed: str) -> list[Case]:
     upload = _fill(PUT_FILE, seed=seed)
     found = [
         Case("key value PUT", "put_to_bare_handler", "bare", {"node": put, "buffered": put, "bare": put}),
-        Case("key value GET", "get_to_bare_handler", "bare", {"node": get, "bare": get}),
+        Case("key value GET", "get_to_bare_handler", "bare", {"node": get, "query": get, "bare": get}),
         Case("upload 10 KiB", "upload_10k_to_bare_handler", "bare", {"node": upload, "bare": upload}),
     ]
     for name, (_, count) in FILES.items():
@@ -104,12 +105,13 @@ def _fill(script: str, **values: object) -> str:
 # --- the servers ----------------------------------------------------------------------------------
 
 
-async def _bare(port: int) -> None:
-    """Answers what the node answers, without doing anything for it."""
+async def _bare(port: int, database: str | None) -> None:
+    """Answers what the node answers without doing anything for it, but for a point query in `database`."""
     from undercroft.api.app import Application  # noqa: PLC0415
     from undercroft.api.tuist import _decoder  # noqa: PLC0415
     from undercroft.server import HttpServer, bind  # noqa: PLC0415
 
+    connection = None if database is None else apsw.Connection(database)
     constant = b'{"entries":[{"value":"%s"},{"value":"%s"}]}' % (b"a" * 37, b"b" * 37)
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -123,9 +125,10 @@ async def _bare(port: int) -> None:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
         else:
-            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(constant))]
+            body = constant if connection is None else _queried(connection, scope["path"])
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": constant})
+            await send({"type": "http.response.body", "body": body})
 
     handler: Application = application  # type: ignore[assignment]  # the server only calls it
     server = HttpServer(handler, bind(HOST, port))
@@ -135,6 +138,12 @@ async def _bare(port: int) -> None:
     await stopping.wait()
     await server.stop(1_000)
     await serving
+
+
+def _queried(connection: apsw.Connection, path: str) -> bytes:
+    sql = "SELECT json_payload FROM key_value_entries WHERE key = ?"
+    row = connection.execute(sql, (f"keyvalue:acme:app:{path.rpartition('/')[2]}",)).fetchone()
+    return b"" if row is None else str(row[0]).encode()
 
 
 @dataclass(frozen=True)
@@ -161,8 +170,10 @@ def started(name: str, folder: Path) -> Iterator[Running]:
         conf = folder / "nginx.conf"
         conf.write_text(NGINX_CONF.format(folder=files, host=HOST, port=port))
         command = ["nginx", "-p", str(folder), "-c", str(conf)]
-    elif name == "bare":
+    elif name in ("bare", "query"):
         command = [sys.executable, "-m", "benchmarks.http_node", "--bare", str(port)]
+        if name == "query":
+            command += ["--database", str(folder / "node" / "key_values.sqlite")]
     else:
         data = str(folder / name)
         command = [sys.executable, "-m", "undercroft", "serve", "--data-dir", data, "--port", str(port)]
@@ -226,7 +237,7 @@ Figures = dict[str, dict[str, list[dict[str, float]]]]
 
 def measure(rounds: int, seconds: float, connections: int) -> Figures:
     """Every case on its servers in turn, so that a slow moment of the machine hits all of them."""
-    names = ("node", "buffered", "bare", "nginx")
+    names = ("node", "buffered", "bare", "query", "nginx")
     figures: Figures = {}
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
@@ -270,8 +281,9 @@ def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 NOTE = (
-    "`bare` is a handler on the same HTTP server that only parses the body, or answers a constant; `node` "
-    "acknowledges after the commit, `buffered` at once. Keys of PUTs are unique; GETs go to random ones of "
+    "`bare` is a handler on the same HTTP server that only parses the body, or answers a constant; `query` "
+    "makes one point query in SQLite for its answer and nothing else. `node` acknowledges after the commit, "
+    "`buffered` at once. Keys of PUTs are unique; GETs go to random ones of "
     f"{KEYS:,} key values, 200 files of 16 KiB and 20 of 1 MiB. The load generator shares the processors."
 )
 
@@ -283,10 +295,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)  # the port of the bare handler
+    parser.add_argument("--database", help=argparse.SUPPRESS)  # what the bare handler queries
     args = parser.parse_args()
     if args.bare is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_bare(args.bare))
+            runner.run(_bare(args.bare, args.database))
         return
     figures = measure(args.rounds, args.seconds, args.connections)
     save(figures, {"rounds": args.rounds, "seconds": args.seconds, "connections": args.connections})

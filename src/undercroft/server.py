@@ -4,6 +4,7 @@ Why Granian, and what it leaves to us: docs/decisions/0001-http-server.md.
 """
 
 import asyncio
+import errno
 import socket
 from typing import Any
 
@@ -23,6 +24,10 @@ BACKLOG = 1_024
 # their cache with servers that close idle connections early.
 IDLE_TIMEOUT_MS = 75_000
 
+# A reader that takes nothing for so long is cut off by the kernel (TCP_USER_TIMEOUT, man 7 tcp): the
+# server itself would hold the connection, and what it has yet to send, until the client goes.
+STUCK_READER_MS = 60_000
+
 # Bound on the headers of a request, kept loosely by the server.
 HEADER_BYTES = 64 << 10
 
@@ -33,19 +38,25 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise _listen_error(host, port, error) from error
     try:
         # Not SO_REUSEPORT: a second node on the same port must fail, not take half of the requests.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit it: head and body of small answers must not wait 40 ms for each other.
+        # Accepted connections inherit what follows.
+        # Head and body of small answers must not wait 40 ms for each other.
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_READER_MS)
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise ListenError(
-            f"cannot listen on {host}:{port}: {error.strerror}; is another node running? choose another port"
-        ) from error
+        raise _listen_error(host, port, error) from error
     return bound
+
+
+def _listen_error(host: str, port: int, error: OSError) -> ListenError:
+    taken = error.errno == errno.EADDRINUSE
+    advice = "; is another node running? choose another port" if taken else ""
+    return ListenError(f"cannot listen on {host}:{port}: {error.strerror}{advice}")
 
 
 class _Embedded(Server):
@@ -99,10 +110,7 @@ class HttpServer:
         except OSError as error:
             # Two nodes may bind the same port as long as neither listens; this one came second.
             address, port = self._bound.getsockname()[:2]
-            raise ListenError(
-                f"cannot listen on {address}:{port}: {error.strerror}; is another node running? "
-                "choose another port"
-            ) from error
+            raise _listen_error(address, port, error) from error
 
     async def run(self) -> None:
         """Serves until `stop`, after `listen`. The supervisor runs it as a worker."""

@@ -169,6 +169,35 @@ async def test_lock_of_a_moment_does_not_make_the_node_unhealthy(
     assert (await served.client.get("/up")).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/up", "/metrics", "/api/spec"])
+async def test_head_of_what_the_node_says_of_itself(served: ServedNode, path: str) -> None:
+    async with served.connection() as connection:
+        await connection.send(f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        head = await connection.answer("HEAD")
+        assert await connection.is_usable()  # not a byte of a body came
+    got = await served.client.get(path)
+    assert head.status == got.status_code == 200
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_the_node_cannot_say_of_itself_is_no_miss(
+    served: ServedNode, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(served.node.prometheus, "render", fail)
+    monkeypatch.setattr("undercroft.api.health.openapi", fail)
+    monkeypatch.setattr(served.node.node_database, "find", fail)
+    for path in ("/up", "/metrics", "/api/spec"):
+        got = await served.client.request(method, path)
+        assert got.status_code == 503
+        assert got.headers["retry-after"]
+        assert method == "HEAD" or got.json()["message"]
+
+
 async def test_metrics_can_be_switched_off(open_node: OpenNode) -> None:
     served = await open_node(http={"metrics": False})
     assert (await served.client.get("/metrics")).status_code == 404

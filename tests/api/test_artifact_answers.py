@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from urllib.parse import quote
@@ -11,6 +12,8 @@ import pytest
 
 from tests.support.leaks import open_files
 from tests.support.served_node import ServedNode
+from undercroft.api import responses
+from undercroft.telemetry import events
 
 from .dialects import CCACHE, DIALECTS, FREE_NAMES, GRADLE, TUIST_CAS, DialectCase
 
@@ -260,6 +263,50 @@ async def test_client_that_leaves_during_a_download(served: ServedNode) -> None:
         assert len(open_files(served.folder / "artifacts")) == 1
     await served.requests_ended()
     assert open_files(served.folder / "artifacts") == []
+
+
+async def test_reader_that_takes_nothing(
+    served: ServedNode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(responses, "SEND_TIMEOUT_S", 0.2)
+    told: list[tuple[str, float]] = []
+    served.node.telemetry.attach(
+        events.DOWNLOAD, lambda measured, of: told.append((of["result"], measured["bytes"]))
+    )
+    path = await stored(served, GRADLE, b"x" * (40 << 20))
+    async with served.connection() as connection:
+        await connection.send(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        assert await connection.some()
+        await served.requests_ended()
+        assert open_files(served.folder / "artifacts") == []
+        # What was under way still comes, and then the end.
+        with suppress(ConnectionResetError):
+            assert len(await connection.rest()) < 39 << 20
+    assert [result for result, _ in told] == ["hit"]
+    assert 0 < told[0][1] < 40 << 20
+    assert "request_failed" not in capsys.readouterr().out
+
+
+async def test_cancelled_read_waits_for_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> bytes:
+        begun.set()
+        go_on.wait(20)
+        return b"x"
+
+    monkeypatch.setattr(responses, "_is_cached", lambda *_: False)
+    monkeypatch.setattr(os, "pread", slow)
+    reading = asyncio.create_task(responses._read(0, 0, 1))
+    await asyncio.to_thread(begun.wait, 20)
+    reading.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    # Its caller closes the descriptor as soon as it ends.
+    assert not reading.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
 
 
 async def test_file_cut_during_a_download_breaks_the_connection(served: ServedNode) -> None:

@@ -8,14 +8,15 @@ import pytest
 
 from tests.support.disk_faults import fault
 from tests.support.folders import files_under, temporary_files
+from tests.support.locks import lock_of_another_connection
 from tests.support.served_node import ServedNode
 from undercroft.artifacts import CacheArtifacts
-from undercroft.errors import BufferFullError, CommitTimeoutError
+from undercroft.errors import BufferFullError, CommitTimeoutError, RowRefusedError
 from undercroft.key_values import KeyValueStore
 from undercroft.storage.capacity import Volume
 
 from .conftest import OpenNode
-from .dialects import CCACHE, DIALECTS, QUERY, DialectCase
+from .dialects import CCACHE, DIALECTS, QUERY, TUIST_CAS, DialectCase
 
 every_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 
@@ -95,10 +96,10 @@ async def test_too_large_ever(open_node: OpenNode, dialect: DialectCase) -> None
 
 @every_dialect
 async def test_buffer_full(served: ServedNode, dialect: DialectCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(_event: Any) -> None:
+    async def refuse() -> None:
         raise BufferFullError("full")
 
-    monkeypatch.setattr(served.node.artifact_buffer, "enqueue", refuse)
+    monkeypatch.setattr(served.node.artifact_buffer, "wait_for_room", refuse)
     status, headers = await put(served, dialect)
     assert status == dialect.busy
     assert ("retry-after" in headers) == (dialect.busy == 503)
@@ -120,6 +121,28 @@ async def test_commit_timed_out(
     # The artifact is there; only the promise about its row could not be kept in time.
     assert (await served.client.get(dialect.path_for(DATA))).content == DATA
     assert_accounts(served, len(DATA))
+
+
+async def test_what_is_there_is_acknowledged_only_after_its_commit(open_node: OpenNode) -> None:
+    served = await open_node(buffers={"commit_timeout_ms": 100, "retry_base_delay_ms": 1})
+    with lock_of_another_connection(served.node.node_database.path) as lock:
+        assert [(await put(served, TUIST_CAS))[0] for _ in range(2)] == [503, 503]
+        lock.release()
+    assert (await put(served, TUIST_CAS))[0] == 204
+
+
+@every_dialect
+async def test_row_the_database_refuses(
+    served: ServedNode, dialect: DialectCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_ticket: Any) -> None:
+        raise RowRefusedError("refused")
+
+    monkeypatch.setattr(served.node.artifact_buffer, "committed", refuse)
+    status, headers = await put(served, dialect)
+    # Not 503: to try again would never help.
+    assert status == (400 if dialect.busy == 503 else 413)
+    assert "retry-after" not in headers
 
 
 @every_dialect
@@ -191,6 +214,15 @@ async def test_key_value_that_could_not_be_written(
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["message"]
+
+
+async def test_key_value_the_database_refuses(served: ServedNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise RowRefusedError("refused")
+
+    monkeypatch.setattr(KeyValueStore, "put", refuse)
+    answer = await served.client.put(f"/api/cache/keyvalue{QUERY}", json=KEY_VALUE)
+    assert (answer.status_code, answer.json()) == (400, {"message": "refused"})
 
 
 async def test_key_value_that_could_not_be_read(served: ServedNode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,13 @@ ODD_NAMES = [
 ]
 
 
+@pytest.mark.parametrize(("path", "name"), [("cas", "id"), ("gradle", "key")])
+async def test_message_names_the_parameter_as_the_path_does(served: ServedNode, path: str, name: str) -> None:
+    got = await served.client.get(f"/api/cache/{path}/%2Fx{QUERY}")
+    assert got.status_code == 400
+    assert got.json()["message"].startswith(f"{name} ")
+
+
 def one(cas_id: str, query: str = QUERY) -> str:
     return f"/api/cache/keyvalue/{quote(cas_id, safe='')}{query}"
 

@@ -5,14 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.support.recorded_events import RecordedEvents
 from undercroft.buffers import BufferSettings, SQLiteBuffer
-from undercroft.buffers.s3_transfers import S3TransfersBuffer
+from undercroft.buffers.s3_transfers import S3TransfersBuffer, TransferInsert
 from undercroft.database import Database
 from undercroft.database.schema import NODE
-from undercroft.s3.transfers import S3Transfers, Transfer
+from undercroft.s3.transfers import S3Transfers
 
 KEYS = [f"acc/proj/xcode/ab/cd/abcd{number}" for number in range(5)]
 
@@ -38,7 +39,7 @@ async def transfers(database: Database) -> AsyncIterator[S3Transfers]:
         await runner
 
 
-def keys(found: list[Transfer]) -> list[str]:
+def keys(found: list[TransferInsert]) -> list[str]:
     return [transfer.key for transfer in found]
 
 
@@ -54,7 +55,7 @@ async def test_what_is_known_of_a_transfer(transfers: S3Transfers, monkeypatch: 
     monkeypatch.setattr("undercroft.s3.transfers.now_us", lambda: 7)
     await transfers.enqueue_download(KEYS[0])
     (found,) = await transfers.pending("download", 10)
-    assert found == Transfer(found.id, "download", "acc", "proj", "xcode", KEYS[0], 7)
+    assert found == TransferInsert(found.id, "download", "acc", "proj", "xcode", KEYS[0], 7)
     assert found.id[14] == "7"  # UUIDv7: sorted by time
 
 
@@ -73,6 +74,26 @@ async def test_committed(transfers: S3Transfers) -> None:
     assert await transfers.count() == {}
     await transfers.committed(ticket)
     assert await transfers.count() == {"upload": 1}
+
+
+async def test_count_stays_as_it_was_while_the_database_fails(
+    transfers: S3Transfers,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def fail(*_: object) -> None:
+        raise apsw.IOError("gone")
+
+    await transfers.committed(await transfers.enqueue_upload(KEYS[0]))
+    assert await transfers.count() == {"upload": 1}
+    with monkeypatch.context() as broken:
+        broken.setattr(database, "read", fail)
+        for _ in range(2):
+            assert await transfers.count() == {"upload": 1}
+    assert capsys.readouterr().out.count("transfers_not_counted") == 1
+    await transfers.committed(await transfers.enqueue_download(KEYS[0]))
+    assert await transfers.count() == {"upload": 1, "download": 1}
 
 
 async def test_delete(transfers: S3Transfers) -> None:

@@ -1,11 +1,14 @@
 """`/metrics` as a real Prometheus parser reads it: names, labels, buckets, and values that move."""
 
 import asyncio
+import errno
 import hashlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -86,7 +89,7 @@ def established() -> list[Sample]:
         for name in ("attempts", "success", "exists", "cancelled"):
             found.append(series(f"{start}_upload_{name}_total"))
         found.append(series(f"{start}_upload_errors_total", reason="DigestMismatchError"))
-    for name in ("get", "get_hit", "get_miss", "put", "put_success", "put_errors"):
+    for name in ("get", "get_hit", "get_miss", "put", "put_success", "put_errors", "eviction_entries"):
         found.append(series(f"cache_kv_{name}_total"))
     for name in ("uploads", "downloads", "total"):
         found.append(series(f"tuist_cache_s3_transfers_pending_{name}"))
@@ -129,6 +132,40 @@ async def test_no_creation_times(served: ServedNode) -> None:
     assert not [name for name, _ in await scrape(served) if name.endswith("_created")]
 
 
+async def test_help_means_something_alone(served: ServedNode) -> None:
+    for family in text_string_to_metric_families((await served.client.get("/metrics")).text):
+        text = family.documentation
+        assert " " in text, family.name
+        assert "_" not in text, f"{family.name}: {text} is a name, not an explanation"
+
+
+async def test_disk_that_fails_takes_only_its_limit_out_of_the_scrape(
+    served: ServedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_path: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = set(await scrape(served))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "statvfs", fail)
+        assert before - set(await scrape(served)) == {series("undercroft_disk_limit_bytes")}
+    assert set(await scrape(served)) == before
+
+
+async def test_transfers_that_cannot_be_counted_stay_as_they_were(
+    served: ServedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise apsw.IOError("gone")
+
+    await served.node.transfers.committed(await served.node.transfers.enqueue_upload("a/p/xcode/0"))
+    before = await scrape(served)
+    monkeypatch.setattr(served.node.node_database, "read", fail)
+    after = await scrape(served)
+    assert after.keys() == before.keys()
+    assert after[series("tuist_cache_s3_transfers_pending_uploads")] == 1
+
+
 # --- values move -------------------------------------------------------------------------------------
 
 
@@ -162,7 +199,8 @@ def waited(buffer: str) -> dict[str, float]:
     return {f"undercroft_buffer_commit_wait_seconds_count{{buffer={buffer}}}": 1}
 
 
-async def test_key_values(served: ServedNode) -> None:
+async def test_key_values(served: ServedNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("undercroft.key_values.ACCESS_RESOLUTION_US", 0)
     path = f"/api/cache/keyvalue{QUERY}"
     put = await moved(served, lambda: served.client.put(path, json=KEY_VALUE))
     assert put == {

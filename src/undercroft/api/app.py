@@ -17,12 +17,12 @@ log = structlog.get_logger(__name__)
 # An id from a client is a label for logs, so it must not be able to look like anything else in them.
 REQUEST_ID_BYTES = 128
 
-# Whose answers to errors a path gets, by its first component.
+# Whose answers to errors a path gets, by how it starts; any other is the node's own.
 DIALECTS = {
-    b"api": errors.TUIST,
-    b"gradle": errors.GRADLE,
-    b"bazel": errors.BAZEL,
-    b"ccache": errors.CCACHE,
+    b"/api/cache/": errors.TUIST,
+    b"/gradle/": errors.GRADLE,
+    b"/bazel/": errors.BAZEL,
+    b"/ccache/": errors.CCACHE,
 }
 
 
@@ -53,9 +53,7 @@ class Application:
     def _log(self, request: Request, scope: Scope, started: float) -> None:
         log.debug(
             "request",
-            request_id=request.request_id.decode(),
-            method=request.method,
-            path=scope["path"],
+            **_about(request, scope),
             status=request.status,
             duration_ms=round((time.perf_counter() - started) * 1_000, 3),
         )
@@ -72,28 +70,14 @@ class Application:
             await responses.message(request, 404, "no such path")
 
     async def _answer(self, request: Request, scope: Scope, error: Exception) -> None:
-        dialect = DIALECTS.get(scope["raw_path"].split(b"/", 2)[1], errors.TUIST)
         if not errors.is_foreseen(error):
-            log.error(
-                "request_failed",
-                request_id=request.request_id.decode(),
-                method=request.method,
-                path=scope["path"],
-                exc_info=error,
-            )
+            log.error("request_failed", **_about(request, scope), exc_info=error)
         if request.status:
             # Half an answer is out; only a broken connection tells the client that it is not whole.
             raise error
-        status = await errors.answer(request, error, dialect)
+        status = await errors.answer(request, error, _dialect(scope["raw_path"]))
         if errors.is_foreseen(error):
-            log.info(
-                "request_refused",
-                request_id=request.request_id.decode(),
-                method=request.method,
-                path=scope["path"],
-                status=status,
-                error=str(error),
-            )
+            log.info("request_refused", **_about(request, scope), status=status, error=str(error))
 
     def _request_id(self, request: Request) -> bytes:
         given = request.headers.get(b"x-request-id", b"")
@@ -101,3 +85,17 @@ class Application:
             return given
         self._count += 1
         return f"{self._ids}-{self._count:x}".encode()
+
+
+def _about(request: Request, scope: Scope) -> dict[str, str]:
+    """What every record of a request says."""
+    return {
+        "request_id": request.request_id.decode(),
+        "method": request.method,
+        "path": scope["path"],
+    }
+
+
+def _dialect(raw_path: bytes) -> errors.Dialect:
+    found = (dialect for start, dialect in DIALECTS.items() if raw_path.startswith(start))
+    return next(found, errors.NODE)

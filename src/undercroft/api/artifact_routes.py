@@ -1,5 +1,6 @@
 """What every dialect does with artifacts: serve one, store one, and tell how it went."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,8 @@ class ArtifactRoutes:
         upload = _Upload()
         try:
             yield upload
-        except node_errors.IncompleteBodyError:
+        except (node_errors.IncompleteBodyError, asyncio.CancelledError):
+            # The client left, or the node stops: nothing was wrong with the upload itself.
             upload.result = "cancelled"
             raise
         except Exception as error:
@@ -106,6 +108,8 @@ class ArtifactRoutes:
             return await self.store(request, key, expected_sha256=expected_sha256)
         with self._told() as upload:
             await Body(request, self.max_bytes, self.read_timeout_ms).drain()
+            # Whoever stored it may still wait for its commit; until then "it is there" promises too much.
+            await self.artifacts.settled(key)
             upload.result = Stored.EXISTS.value
         return Stored.EXISTS
 

@@ -10,41 +10,51 @@ from undercroft.api.request import Request
 class Dialect(NamedTuple):
     """How a build tool wants to hear of things. A cache never turns a green build red.
 
-    The last three are statuses for writes that the tool takes as "not stored" and goes on.
+    The middle ones are statuses for writes that the tool takes as "not stored" and goes on; `broken`
+    is for reads that failed, and for a tool that is a miss.
     """
 
     name: str
     full_now: int
     too_large: int
+    refused: int
     busy: int
+    broken: int = 404
 
 
-# full_now: no room on the disk at the moment. too_large: it will never fit. busy: a buffer was full
-# or a commit late. Bazel repeats 5xx five times with growing pauses, so it gets a 4xx for what will
-# not get better soon; Gradle turns its cache off at whatever it does not know, and forgives 413.
-TUIST = Dialect("tuist", full_now=507, too_large=413, busy=503)
-GRADLE = Dialect("gradle", full_now=413, too_large=413, busy=413)
-BAZEL = Dialect("bazel", full_now=413, too_large=413, busy=413)
-CCACHE = Dialect("ccache", full_now=413, too_large=413, busy=413)
+# full_now: no room on the disk at the moment. too_large: it will never fit. refused: SQLite refuses
+# this very row, and will again. busy: a buffer was full or a commit late. Bazel repeats 5xx five times
+# with growing pauses, so it gets a 4xx for what will not get better soon; Gradle turns its cache off at
+# whatever it does not know, and forgives 413.
+TUIST = Dialect("tuist", full_now=507, too_large=413, refused=400, busy=503)
+GRADLE = Dialect("gradle", full_now=413, too_large=413, refused=413, busy=413)
+BAZEL = Dialect("bazel", full_now=413, too_large=413, refused=413, busy=413)
+CCACHE = Dialect("ccache", full_now=413, too_large=413, refused=413, busy=413)
+
+# What belongs to no tool: /up, /metrics, /api/spec. Who watches the node must see that it is broken.
+NODE = Dialect("node", full_now=503, too_large=413, refused=503, busy=503, broken=503)
 
 RETRY_AFTER = (b"retry-after", b"1")
 
 
 def status_of(error: Exception, dialect: Dialect, method: str) -> int:
-    """The status for an error. What nobody foresaw is a miss to a reader and "busy" to a writer."""
+    """The status for an error. What nobody foresaw is "broken" to a reader and "busy" to a writer."""
     match error:
         case errors.BadRequestError() | errors.InvalidKeyError() | errors.IncompleteBodyError():
-            return 400
+            status = 400
         case errors.BodyTimeoutError():
-            return 408
+            status = 408
         case errors.DigestMismatchError():
-            return 400 if dialect is BAZEL else 422
+            status = 400 if dialect is BAZEL else 422
         case errors.TooLargeError():
-            return dialect.too_large
+            status = dialect.too_large
         case errors.CapacityError():
-            return dialect.full_now
+            status = dialect.full_now
+        case errors.RowRefusedError():
+            status = dialect.refused
         case _:
-            return 404 if method in ("GET", "HEAD") else dialect.busy
+            status = dialect.broken if method in ("GET", "HEAD") else dialect.busy
+    return status
 
 
 def is_foreseen(error: Exception) -> bool:

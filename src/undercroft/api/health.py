@@ -1,7 +1,7 @@
 """`/up`, `/metrics` and `/api/spec`: what the node says of itself."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import apsw
@@ -9,7 +9,7 @@ import apsw
 import undercroft
 from undercroft.api import responses
 from undercroft.api.request import Request
-from undercroft.api.routing import Route
+from undercroft.api.routing import Endpoint, Route
 from undercroft.buffers import SQLiteBuffer
 from undercroft.database import Database
 from undercroft.errors import UndercroftError
@@ -63,6 +63,11 @@ def buffer_check(buffer: SQLiteBuffer[Any, Any]) -> Check:
     return check
 
 
+def _get_and_head(path: str, endpoint: Endpoint, summary: str, answers: Mapping[int, str]) -> list[Route]:
+    """A path for people and probes: some of those ask with HEAD."""
+    return [Route(method, path, endpoint, summary, answers) for method in ("GET", "HEAD")]
+
+
 class HealthApi:
     """Asks each part whether it works; renders the metrics."""
 
@@ -75,9 +80,10 @@ class HealthApi:
     def routes(self) -> list[Route]:
         """The routes; `/metrics` only if it is served."""
         healthy = {200: "database, disk and buffers work", 503: "something does not; the message says what"}
-        routes = [Route("GET", "/up", self.up, "Health", healthy)]
+        routes = _get_and_head("/up", self.up, "Health", healthy)
         if self._render_metrics is not None:
-            routes.append(Route("GET", "/metrics", self.metrics, "Metrics", {200: "Prometheus text format"}))
+            answers = {200: "Prometheus text format", 503: "the node could not gather them"}
+            routes += _get_and_head("/metrics", self.metrics, "Metrics", answers)
         return routes
 
     async def up(self, request: Request) -> None:
@@ -99,8 +105,8 @@ class SpecApi:
         self._routes = [*routes, *self.routes()]
 
     def routes(self) -> list[Route]:
-        """The route of the document."""
-        return [Route("GET", "/api/spec", self.spec, "This document", {200: "an OpenAPI document"})]
+        """The routes of the document."""
+        return _get_and_head("/api/spec", self.spec, "This document", {200: "an OpenAPI document"})
 
     async def spec(self, request: Request) -> None:
         """The document."""

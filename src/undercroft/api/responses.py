@@ -152,6 +152,10 @@ async def _send_chunks(request: Request, descriptor: int, span: Span, first: byt
             await _send_in_time(request, piece)
             sent += len(piece)
         await request.finish()
+    except _StuckReaderError:
+        # Like one that left. The kernel cuts the connection off (server.py), and the server does not
+        # use one again whose answer ended before its length.
+        return sent
     finally:
         gone.cancel()
     return sent
@@ -162,9 +166,16 @@ async def _client_gone(request: Request) -> None:
         pass
 
 
+class _StuckReaderError(Exception):
+    """The client has taken nothing for `SEND_TIMEOUT_S`."""
+
+
 async def _send_in_time(request: Request, piece: bytes) -> None:
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await request.finish(piece, more=True)
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await request.finish(piece, more=True)
+    except TimeoutError as error:
+        raise _StuckReaderError from error
 
 
 async def _read(descriptor: int, offset: int, size: int) -> bytes:
@@ -174,10 +185,24 @@ async def _read(descriptor: int, offset: int, size: int) -> bytes:
     if _is_cached(descriptor, offset + size - 1):
         piece = os.pread(descriptor, size, offset)
     else:
-        piece = await asyncio.to_thread(os.pread, descriptor, size, offset)
+        piece = await _read_in_thread(descriptor, offset, size)
     if len(piece) < size:
         raise OSError(f"the file ends at byte {offset + len(piece)}, {offset + size} were expected")
     return piece
+
+
+async def _read_in_thread(descriptor: int, offset: int, size: int) -> bytes:
+    """Reads in one of asyncio's own threads.
+
+    Who is cancelled waits for it all the same: the descriptor is closed next, and the thread would read
+    from whichever file gets its number.
+    """
+    job = asyncio.get_running_loop().run_in_executor(None, os.pread, descriptor, size, offset)
+    try:
+        return await asyncio.shield(job)
+    except asyncio.CancelledError:
+        await asyncio.wait([job])
+        raise
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:

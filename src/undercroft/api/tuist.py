@@ -146,20 +146,21 @@ class TuistApi:
 
     async def get_cas(self, request: Request) -> None:
         """Serves a CAS artifact."""
-        await self.cas.serve(request, _artifact(request, "xcode"), digest_header=CHECKSUM)
+        await self.cas.serve(request, _artifact(request, "xcode", "id"), digest_header=CHECKSUM)
 
     async def post_cas(self, request: Request) -> None:
         """Stores a CAS artifact unless it is there."""
-        await self.cas.store_unless_there(request, _artifact(request, "xcode"), _checksum(request))
+        key = _artifact(request, "xcode", "id")
+        await self.cas.store_unless_there(request, key, _checksum(request))
         await responses.empty(request, 204)
 
     async def get_gradle(self, request: Request) -> None:
         """Serves a Gradle entry."""
-        await self.gradle.serve(request, _artifact(request, "gradle"), digest_header=CHECKSUM)
+        await self.gradle.serve(request, _artifact(request, "gradle", "key"), digest_header=CHECKSUM)
 
     async def put_gradle(self, request: Request) -> None:
         """Stores a Gradle entry unless it is there."""
-        key = _artifact(request, "gradle")
+        key = _artifact(request, "gradle", "key")
         stored = await self.gradle.store_unless_there(request, key, _checksum(request))
         await responses.empty(request, 201 if stored is Stored.CREATED else 200)
 
@@ -194,9 +195,10 @@ def _component(request: Request, what: str) -> str:
     return safe_component(request.parameters[0], what)
 
 
-def _artifact(request: Request, kind: str) -> str:
+def _artifact(request: Request, kind: str, parameter: str) -> str:
+    """The key of the artifact that the path's one parameter names; `parameter` is its name for messages."""
     account, project = _project(request)
-    return artifact_key(account, project, kind, _component(request, "id"))
+    return artifact_key(account, project, kind, _component(request, parameter))
 
 
 def _checksum(request: Request) -> str | None:

@@ -1,7 +1,7 @@
 """The service of transfers: what is to be moved to or from the object store, as rows."""
 
 import apsw
-import msgspec
+import structlog
 import uuid_utils
 
 from undercroft.buffers import SQLiteBuffer, Ticket
@@ -14,20 +14,11 @@ from undercroft.buffers.s3_transfers import (
 )
 from undercroft.clock import now_us
 from undercroft.database import Database
+from undercroft.errors import UndercroftError
+
+log = structlog.get_logger(__name__)
 
 Transfers = SQLiteBuffer[S3TransfersState, TransferEvent]
-
-
-class Transfer(msgspec.Struct, frozen=True):
-    """A row of `s3_transfers`; the shape of `TransferInsert`."""
-
-    id: str
-    type: TransferType
-    account_handle: str
-    project_handle: str
-    artifact_type: str
-    key: str
-    inserted_at: int
 
 
 class S3Transfers:
@@ -36,6 +27,8 @@ class S3Transfers:
     def __init__(self, database: Database, buffer: Transfers) -> None:
         self._database = database
         self._buffer = buffer
+        self._counts: dict[str, int] = {}
+        self._count_failed = False
 
     async def enqueue_upload(self, key: str) -> Ticket:
         """Queues the artifact under `key` for upload, once however often it is asked for.
@@ -59,25 +52,37 @@ class S3Transfers:
         """Waits for the commit of a queued transfer."""
         await self._buffer.committed(ticket)
 
-    async def pending(self, transfer_type: TransferType, limit: int) -> list[Transfer]:
+    async def pending(self, transfer_type: TransferType, limit: int) -> list[TransferInsert]:
         """At most `limit` transfers nobody works on, in the order of their arrival.
 
         What was queued but not committed yet is committed first.
         """
         await self._buffer.flush()
 
-        def select(connection: apsw.Connection) -> list[Transfer]:
-            return [Transfer(*row) for row in connection.execute(PENDING, (transfer_type, limit))]
+        def select(connection: apsw.Connection) -> list[TransferInsert]:
+            return [TransferInsert(*row) for row in connection.execute(PENDING, (transfer_type, limit))]
 
         return await self._database.read(select)
 
     async def count(self) -> dict[str, int]:
-        """How many rows there are of each type, claimed or not; only what is committed."""
+        """How many rows there are of each type, claimed or not; only what is committed.
+
+        While the database cannot answer, what it said last: this figure must not take all others of
+        a scrape with it.
+        """
 
         def select(connection: apsw.Connection) -> dict[str, int]:
             return dict(connection.execute("SELECT type, count(*) FROM s3_transfers GROUP BY type"))
 
-        return await self._database.read(select)
+        try:
+            self._counts = await self._database.read(select)
+        except (apsw.Error, UndercroftError) as error:
+            if not self._count_failed:  # once, not at every scrape
+                log.warning("transfers_not_counted", error=str(error))
+            self._count_failed = True
+        else:
+            self._count_failed = False
+        return self._counts
 
     async def delete(self, identifiers: list[str]) -> None:
         """Removes transfers by id; ids that are not there do no harm."""

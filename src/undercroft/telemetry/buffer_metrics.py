@@ -61,7 +61,7 @@ class BufferMetrics:
                 labels = {"operation": operation, "buffer": buffer.name}
                 for metric in (self._retries, self._durations, self._refused):
                     metric.labels(**labels)
-                self._sums.declare(BATCH_SIZE, "Rows committed", labels)
+                self._sums.declare(BATCH_SIZE, "Rows in committed transactions", labels)
             self._commit_wait.labels(buffer.name)
             for counter in self._counters.values():
                 counter.labels(buffer.name)
@@ -97,8 +97,12 @@ def _counting(counter: Counter) -> events.Handler:
 
 
 PER_BUFFER = (
-    (events.REJECTED, "undercroft_buffer_rejected", "Events that found no room"),
-    (events.SHED, "undercroft_buffer_shed", "Accesses dropped under pressure"),
+    (events.REJECTED, "undercroft_buffer_rejected", "Writes refused because the buffer was full"),
+    (
+        events.SHED,
+        "undercroft_buffer_shed",
+        "Times of last access dropped because the buffer was nearly full",
+    ),
     (events.STALLED, "undercroft_buffer_failed_flushes", "Transactions that failed; their rows are kept"),
     (events.SPILLED, "undercroft_buffer_spilled_rows", "Rows written to the spill file"),
     (events.REPLAYED, "undercroft_buffer_replayed_rows", "Rows replayed from a spill file"),
@@ -123,10 +127,14 @@ class _Depths(Collector):
             "tuist_cache_sqlite_writer_pending_total", "Rows of all buffers not committed yet", value=total
         )
         yield self._by_buffer(
-            "undercroft_buffer_pending_bytes", "Their size", lambda b: b.queue_stats().bytes
+            "undercroft_buffer_pending_bytes",
+            "Memory taken by rows that are not committed yet",
+            lambda b: b.queue_stats().bytes,
         )
         yield self._by_buffer(
-            "undercroft_buffer_rows_in_flight", "Rows handed to SQLite", lambda b: b.rows_in_flight
+            "undercroft_buffer_rows_in_flight",
+            "Rows handed to SQLite, not committed yet",
+            lambda b: b.rows_in_flight,
         )
         yield self._by_buffer(
             "undercroft_buffer_oldest_age_seconds",

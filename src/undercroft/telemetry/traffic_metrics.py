@@ -1,6 +1,7 @@
 """The series of artifacts, key values, the disk and pending transfers."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from prometheus_client import Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -16,8 +17,26 @@ from undercroft.telemetry.tallies import Tally
 DASHBOARD_TOOLS = ("cas", "module", "gradle")
 TOOLS = (*DASHBOARD_TOOLS, "bazel", "ccache")
 
-DOWNLOAD_COUNTERS = ("hits", "disk_hits", "disk_misses", "errors", "s3_hits", "s3_misses")
-UPLOAD_COUNTERS = ("attempts", "success", "exists", "cancelled")
+# What each counter of a dashboard's tool says, after the tool's name.
+DOWNLOAD_COUNTERS = {
+    "hits": "downloads served",
+    "disk_hits": "downloads served from disk",
+    "disk_misses": "downloads of what is not on disk",
+    "errors": "downloads that failed",
+    "s3_hits": "downloads served from the object store (there is none yet)",
+    "s3_misses": "downloads of what the object store does not have (there is none yet)",
+}
+UPLOAD_COUNTERS = {
+    "attempts": "uploads begun, however they ended",
+    "success": "uploads stored",
+    "exists": "uploads of what was there already",
+    "cancelled": "uploads cut off by the client or by a stop of the node",
+}
+TRANSFERS = {
+    "uploads": "Uploads to the object store that wait or are being made",
+    "downloads": "Downloads from the object store that wait or are being made",
+    "total": "Transfers to and from the object store that wait or are being made",
+}
 
 # What a download counts as, on existing dashboards. Without an object store a miss on disk is a miss.
 DOWNLOAD_MEANS = {"hit": ("hits", "disk_hits"), "miss": ("disk_misses",), "error": ("errors",)}
@@ -60,13 +79,11 @@ class TrafficMetrics:
         self._puts = self._tallies.declare("cache_kv_put", "Key values sent")
         self._put_successes = self._tallies.declare("cache_kv_put_success", "Key values stored")
         self._put_errors = self._tallies.declare("cache_kv_put_errors", "Key values not stored")
+        # Dashboards have it; nothing evicts key values yet.
+        self._tallies.declare("cache_kv_eviction_entries", "Key values evicted (none are yet)")
         self._transfers = {
-            name: Gauge(
-                f"tuist_cache_s3_transfers_pending_{name}",
-                "Transfers that wait",
-                registry=prometheus.registry,
-            )
-            for name in ("uploads", "downloads", "total")
+            name: Gauge(f"tuist_cache_s3_transfers_pending_{name}", text, registry=prometheus.registry)
+            for name, text in TRANSFERS.items()
         }
         prometheus.registry.register(_Disk(capacity))
         telemetry.attach(events.DOWNLOAD, self._on_download)
@@ -75,18 +92,18 @@ class TrafficMetrics:
         telemetry.attach(events.KEY_VALUE_PUT, self._on_put)
 
     def _counters_of(self, tool: str) -> dict[str, Tally]:
-        names = [f"download_{name}" for name in DOWNLOAD_COUNTERS] + [
-            f"upload_{name}" for name in UPLOAD_COUNTERS
-        ]
-        for direction in ("download", "upload"):
-            self._sums.declare(f"tuist_cache_{tool}_{direction}_bytes", f"Bytes of {tool} {direction}s")
+        self._sums.declare(f"tuist_cache_{tool}_download_bytes", f"{tool}: bytes served")
+        self._sums.declare(f"tuist_cache_{tool}_upload_bytes", f"{tool}: bytes stored")
+        texts = {f"download_{name}": text for name, text in DOWNLOAD_COUNTERS.items()}
+        texts |= {f"upload_{name}": text for name, text in UPLOAD_COUNTERS.items()}
         return {
-            name: self._tallies.declare(f"tuist_cache_{tool}_{name}", f"{tool}: {name}") for name in names
+            name: self._tallies.declare(f"tuist_cache_{tool}_{name}", f"{tool}: {text}")
+            for name, text in texts.items()
         }
 
     def _upload_error(self, tool: str, reason: str) -> Tally:
         name = f"tuist_cache_{tool}_upload_errors"
-        return self._tallies.declare(name, f"{tool}: failed uploads", ("reason",), (reason,))
+        return self._tallies.declare(name, f"{tool}: uploads that failed", ("reason",), (reason,))
 
     def _by_tool(self, name: str, text: str, results: Iterable[str]) -> dict[tuple[str, str], Tally]:
         return {
@@ -144,12 +161,14 @@ class _Disk(Collector):
         self._capacity = capacity
 
     def collect(self) -> Iterable[Metric]:
-        """Bytes used, reserved, and the limit."""
+        """Bytes used, reserved, and the limit while the file system says how large it is."""
         capacity = self._capacity
         yield GaugeMetricFamily("undercroft_disk_used_bytes", "Bytes of artifacts", value=capacity.used)
         yield GaugeMetricFamily(
             "undercroft_disk_reserved_bytes", "Bytes held for uploads", value=capacity.reserved
         )
-        yield GaugeMetricFamily(
-            "undercroft_disk_limit_bytes", "Most that artifacts may take", value=capacity.limit()
-        )
+        # A disk that fails is when the other figures are needed most.
+        with suppress(OSError):
+            yield GaugeMetricFamily(
+                "undercroft_disk_limit_bytes", "Most that artifacts may take", value=capacity.limit()
+            )
