@@ -13,12 +13,13 @@ setup: .venv/.runtime ## create .venv with the undercroft command in it
 serve: setup ## run the node on 127.0.0.1:4000 with its data in ./data
 	exec $(VENV)/undercroft serve --data-dir data --host 127.0.0.1 --port $(PORT)
 
-test: .venv/.dev ## set up everything, lint, type check and run all tests
+test: .venv/.bench ## set up everything, lint, type check and run all tests
 	scripts/install-debian-packages tests/clients/debian-packages.txt
 	$(MAKE) --no-print-directory lint
 	$(VENV)/python -m pytest $(PYTEST_ARGS)
 
-lint: .venv/.dev ## ruff and mypy
+# The benchmarks are type checked too, against the peers they measure.
+lint: .venv/.bench ## ruff and mypy
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
