@@ -54,7 +54,8 @@ GOALS = (
         "<=",
         2,
         "ms",
-        "not taken apart yet; the baseline beside it shows how much is the machine",
+        "a producer that saturates the buffer closes a generation of 8,000 rows every 80 ms: making its "
+        "batches takes some 2 ms on the loop, and freeing it about one",
     ),
     Goal(
         "loop_stall",
