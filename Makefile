@@ -10,7 +10,7 @@ help: ## list the commands
 
 setup: .venv/.runtime ## create .venv with the undercroft command in it
 
-serve: setup ## run the node on 127.0.0.1:4000 with its data in ./data
+serve: setup ## run the node on 127.0.0.1:4000 (PORT=... for another) with its data in ./data
 	exec $(VENV)/undercroft serve --data-dir data --host 127.0.0.1 --port $(PORT)
 
 test: .venv/.bench ## set up everything, lint, type check and run all tests

@@ -185,7 +185,7 @@ class Settings(Section):
         if not info.data.get("allow_unauthenticated") and not _is_loopback(host):
             raise ValueError(
                 "it is reachable from other machines and the node asks nobody who they are: "
-                "listen on 127.0.0.1, or set allow_unauthenticated"
+                "listen on 127.0.0.1, or set allow_unauthenticated (UNDERCROFT_ALLOW_UNAUTHENTICATED=true)"
             )
         return host
 

@@ -187,7 +187,7 @@ def _project_of(query_string: bytes) -> tuple[str, str]:
     query = parse_query(query_string)
     missing = [name for name in HANDLES if name not in query]
     if missing:
-        raise BadRequestError(f"the query parameter {' and '.join(missing)} is missing")
+        raise BadRequestError(f"missing in the query: {' and '.join(missing)}")
     return safe_handle(query[HANDLES[0]], HANDLES[0]), safe_handle(query[HANDLES[1]], HANDLES[1])
 
 
