@@ -1,4 +1,4 @@
-"""What the node must reach (design, section 10), and why where it does not."""
+"""What the node must reach, and why where it does not."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -37,7 +37,7 @@ PRAGMAS: tuple[tuple[str, str | int, str], ...] = (
     ("auto_vacuum", 2, "INCREMENTAL: pages that deletes leave can be given back; only takes in a new file"),
     ("journal_mode", "wal", "readers never wait for the writer, a commit is one append"),
     ("busy_timeout", BUSY_TIMEOUT_MS, "see BUSY_TIMEOUT_MS"),
-    ("wal_autocheckpoint", 0, "a checkpoint inside a commit costs that flush 20-60 ms"),
+    ("wal_autocheckpoint", 0, "a checkpoint inside a commit makes that flush wait for the medium"),
     ("journal_size_limit", 64 << 20, "a WAL that grew under load is cut when it is reused"),
     ("cache_size", -65_536, "64 MiB: keys are hashes, every row touches another index page"),
     ("temp_store", 2, "MEMORY: sorting never writes files beside the data"),

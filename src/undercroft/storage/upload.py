@@ -3,7 +3,7 @@
 from undercroft.errors import DigestMismatchError
 from undercroft.storage.disk import Disk, TemporaryFile
 
-# Handing bytes to a thread costs some 50 microseconds whatever their number. Up to this size a whole
+# Handing bytes to a thread costs the same whatever their number. Up to this size a whole
 # upload takes one hand-over; of a larger one no more than this is ever in memory.
 SPOOL_BYTES = 256 << 10
 
