@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.s3_endpoint import _s3_process, s3_endpoint
 from undercroft.buffers import SQLiteBuffer
+
+__all__ = ["_s3_process", "s3_endpoint"]
 
 settings.register_profile(
     "quick",

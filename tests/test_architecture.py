@@ -16,11 +16,14 @@ TREES = {file.relative_to(SOURCE).as_posix(): ast.parse(file.read_text()) for fi
 # Lowest first. A part imports from parts below it and from itself, never sideways.
 LAYERS = (
     ("errors", "clock", "durable", "telemetry.events", "supervisor"),
-    ("database", "storage"),
+    ("database", "storage", "s3"),
     ("buffers",),
-    ("artifacts", "key_values", "s3", "telemetry", "config"),
+    ("s3.transfers", "key_values", "telemetry", "settings_sections"),
+    ("artifacts", "config"),
+    ("hydration",),
+    ("s3.transfer_worker", "read_through", "workers"),
     ("api",),
-    ("server",),
+    ("server", "background"),
     ("node",),
     ("cli",),
     ("__main__",),
@@ -29,7 +32,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 42
-WIRING = ("node.py", "__init__")
+WIRING = {("node.py", "__init__"), ("background.py", "__init__")}
 """May be longer: one line per part."""
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
@@ -38,16 +41,16 @@ STARTERS = {
     "supervisor.py": {"create_task"},
     "database/connection.py": {"Thread"},
     "api/responses.py": {"ensure_future"},  # listens for the client's leaving, inside one request
-    "artifacts.py": {"ThreadPoolExecutor"},
+    "storage/disk_threads.py": {"ThreadPoolExecutor"},
 }
 ROW_QUERIES = {"artifacts.py", "key_values.py", "s3/transfers.py", "api/health.py"}
+ROW_QUERIES_IN = ("database", "buffers", "workers")
 
 
 def part_of(module: str) -> str:
-    """The part a module below `undercroft` belongs to."""
-    if module == "telemetry.events" or module.startswith("telemetry.events."):
-        return "telemetry.events"
-    return module.split(".", maxsplit=1)[0]
+    """The part a module below `undercroft` belongs to. Some packages are spread over layers."""
+    apart = [part for part in RANK if "." in part and f"{module}.".startswith(f"{part}.")]
+    return apart[0] if apart else module.split(".", maxsplit=1)[0]
 
 
 def module_of(file: str) -> str:
@@ -106,7 +109,7 @@ def test_metrics_library_only_in_telemetry() -> None:
 
 
 def test_sqlite_only_where_rows_are_read_or_written() -> None:
-    outside = {file for file in importers_of("apsw") if file.split("/")[0] not in ("database", "buffers")}
+    outside = {file for file in importers_of("apsw") if file.split("/")[0] not in ROW_QUERIES_IN}
     assert outside <= ROW_QUERIES
     assert importers_of("sqlite3") == set()
 
@@ -153,4 +156,4 @@ def test_functions_are_short(file: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             lines = node.end_lineno - node.lineno + 1
-            assert lines <= MAX_FUNCTION_LINES or (file, node.name) == WIRING, f"{file}: {node.name}"
+            assert lines <= MAX_FUNCTION_LINES or (file, node.name) in WIRING, f"{file}: {node.name}"

@@ -236,7 +236,7 @@ async def test_slow_reader_of_a_deleted_file_does_not_bring_its_row_back(
     gate = Gate(monkeypatch, artifacts, "sha256_of")
     reading = asyncio.create_task(rig.content())
     await gate.arrived()
-    await rig.artifacts.delete([KEY])
+    await rig.artifacts.delete(KEY)
     await rig.artifacts.flush()
     gate.open()
     assert await reading == b"old"
@@ -352,19 +352,6 @@ async def test_read_error_of_the_disk_is_raised_and_closes_the_file(rig: Artifac
 # --- access, deletion --------------------------------------------------------------------------------
 
 
-async def test_oldest_by_last_access_with_what_is_pending(
-    rig: ArtifactRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = iter(range(100, 200))
-    monkeypatch.setattr("undercroft.artifacts.now_us", lambda: next(times))
-    for name in ("one", "two", "three"):
-        await rig.store(b"x", key=f"a/p/k/{name}")
-    await rig.content("a/p/k/one")
-    oldest = await rig.artifacts.oldest(2)
-    assert [row.key for row in oldest] == ["a/p/k/two", "a/p/k/three"]
-    assert [row.key for row in await rig.artifacts.oldest(9)][-1] == "a/p/k/one"
-
-
 async def test_find_sees_what_is_pending_and_what_is_committed(open_rig: OpenRig) -> None:
     rig = await open_rig(ack="buffered")
     await rig.store(b"12345")
@@ -380,7 +367,8 @@ async def test_find_sees_what_is_pending_and_what_is_committed(open_rig: OpenRig
 async def test_delete(rig: ArtifactRig) -> None:
     await rig.store(b"12345")
     await rig.store(b"123", key="a/p/k/other")
-    assert await rig.artifacts.delete([KEY, "a/p/k/absent"]) == 5
+    assert await rig.artifacts.evict(KEY) == 5
+    assert await rig.artifacts.evict("a/p/k/absent") == 0
     assert await rig.content() is None
     assert rig.artifacts.find(KEY) is None
     assert rig.accounts == (3, 0)
@@ -392,13 +380,13 @@ async def test_delete(rig: ArtifactRig) -> None:
 async def test_delete_of_a_file_without_a_row_frees_it(rig: ArtifactRig) -> None:
     rig.path().parent.mkdir(parents=True)
     rig.path().write_bytes(b"who knows")
-    assert await rig.artifacts.delete([KEY]) == 9
+    assert await rig.artifacts.evict(KEY) == 9
     assert rig.accounts == (0, 0)
 
 
 async def test_stored_again_after_delete(rig: ArtifactRig) -> None:
     await rig.store(b"12345")
-    await rig.artifacts.delete([KEY])
+    await rig.artifacts.delete(KEY)
     assert await rig.store(b"123") is Stored.CREATED
     assert await rig.content() == b"123"
     assert rig.rows()[KEY][0] == 3
@@ -484,7 +472,7 @@ async def test_full_now(open_rig: OpenRig, declared: int | None) -> None:
     assert rig.accounts == (50, 0)
     assert artifact_files(rig.folder) == ["a/p/k/other"]
     # Room comes back.
-    await rig.artifacts.delete(["a/p/k/other"])
+    await rig.artifacts.delete("a/p/k/other")
     await rig.store(b"x" * 60, declared=declared)
     assert rig.accounts == (60, 0)
 
@@ -609,7 +597,7 @@ async def test_totals_are_known_at_the_next_start(open_rig: OpenRig) -> None:
     await first.store(b"123", key="a/p/k/two")
     await first.store(b"1234567", key="a/p/k/two", replace=True)
     await first.store(b"1", key="a/p/k/three")
-    await first.artifacts.delete(["a/p/k/three"])
+    await first.artifacts.delete("a/p/k/three")
     used = first.capacity.used
     await first.close()
     second = await open_rig()

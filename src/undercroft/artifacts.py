@@ -3,13 +3,9 @@
 import asyncio
 import enum
 import os
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Literal, NamedTuple, ParamSpec, TypeVar
-from weakref import WeakValueDictionary
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Literal, NamedTuple
 
-import apsw
 import structlog
 
 from undercroft.buffers import SQLiteBuffer, Ticket
@@ -22,20 +18,17 @@ from undercroft.buffers.cache_artifacts import (
 from undercroft.clock import now_us
 from undercroft.database import Database
 from undercroft.errors import CapacityError
+from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.disk import Disk, OpenFile, is_full, sha256_of
-from undercroft.storage.upload import Upload
+from undercroft.storage.disk_threads import DiskThreads
+from undercroft.storage.key_locks import KeyLocks
+from undercroft.storage.upload import Arrival, Upload, nobody
 from undercroft.storage.verified_files import VerifiedFiles
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-P = ParamSpec("P")
-
 ArtifactRows = SQLiteBuffer[CacheArtifactsState, ArtifactEvent]
-
-# Threads for what blocks on the disk. More would not make one disk faster.
-DISK_THREADS = 4
 
 # The first time a file of at most this size is served after a start its digest is checked. A larger
 # one would keep its first reader waiting for seconds; it is checked by its size.
@@ -50,15 +43,36 @@ class Stored(enum.Enum):
     EXISTS = "exists"
 
 
-class OpenArtifact(NamedTuple):
-    """An artifact open for reading. Whoever has it closes the descriptor.
+class Taken(NamedTuple):
+    """What became of an upload, and the commits of its row and of its transfer, if they are to come."""
 
-    `size` is in bytes, `content_sha256` 64 lowercase hex digits where it is known.
+    stored: Stored
+    row: Ticket | None
+    upload: Ticket | None
+
+
+class OpenArtifact(NamedTuple):
+    """An artifact open for reading; whoever has it closes it.
+
+    `size` is in bytes, `content_sha256` 64 lowercase hex digits where it is known. Where only that is
+    asked for there is no descriptor (-1).
     """
 
     descriptor: int
     size: int
     content_sha256: str | None
+    reached: Callable[[int], Awaitable[None]] | None = None
+    """For a file that is still being written: returns when so many bytes can be read; raises if they
+    will never be. The last ones only can when all are known to be right."""
+
+    def close(self) -> None:
+        """Gives the descriptor back. Once."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+async def _no_eviction(_size: int) -> bool:
+    return False
 
 
 class CacheArtifacts:
@@ -75,17 +89,27 @@ class CacheArtifacts:
         disk: Disk,
         capacity: Capacity,
         ack: Literal["committed", "buffered"],
+        *,
+        transfers: S3Transfers | None = None,
     ) -> None:
+        """With `transfers` every artifact that is stored is queued for upload to the object store."""
         self._database = database
         self._buffer = buffer
         self._disk = disk
         self._capacity = capacity
+        self._transfers = transfers
+        self.make_room: Callable[[int], Awaitable[bool]] = _no_eviction
+        """Asked for so many bytes when there is no room; answers whether to try again. Eviction sets it."""
+        self.on_stored: Callable[[str], None] = nobody
+        """Told the key of each artifact that was stored."""
+        self.is_doomed: Callable[[str], bool] = lambda _key: False
+        """Whether what is under a key is about to go, so that nobody may rely on it. Cleaning sets it."""
         self._waits = ack == "committed"
-        self._threads = ThreadPoolExecutor(DISK_THREADS, "disk")
+        self.threads = DiskThreads()
         self._verified = VerifiedFiles[ArtifactAccess]()
         # A new file under an old name, while it is being renamed: its inode and the row to come.
         self._replacing: dict[str, tuple[int, ArtifactAccess]] = {}
-        self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.locks = KeyLocks()
 
     def open(self) -> None:
         """Reads how much there is. Blocks."""
@@ -94,7 +118,7 @@ class CacheArtifacts:
 
     def close(self) -> None:
         """Ends the disk's threads after what they are doing. Idempotent."""
-        self._threads.shutdown()
+        self.threads.close()
 
     # --- rows -------------------------------------------------------------------------------------
 
@@ -110,31 +134,42 @@ class CacheArtifacts:
         """Records that the artifact was used now."""
         self._buffer.enqueue_nowait(ArtifactAccess(row.key, row.size_bytes, now_us()))
 
-    async def oldest(self, limit: int) -> list[ArtifactAccess]:
-        """The `limit` artifacts whose last access is longest ago; accesses still pending are counted."""
-        await self._buffer.flush()
+    async def evict(self, key: str, *, unless_used_after: int | None = None) -> int | None:
+        """Deletes the file and row, not the object in the object store; answers the bytes freed.
 
-        def select(connection: apsw.Connection) -> list[ArtifactAccess]:
-            return [ArtifactAccess(*row) for row in connection.execute(SELECT_OLDEST, (limit,))]
+        None: it was used after `unless_used_after` (microseconds since the epoch) or has no row any more,
+        and nothing was done.
+        """
+        async with self.alone(key):
+            row = self.find(key)
+            if unless_used_after is not None and (row is None or row.accessed_at > unless_used_after):
+                return None
+            freed = await self.threads.run(self._disk.delete, key)
+            if row is not None:
+                await self.forget(row)
+        return freed or 0
 
-        return await self._database.read(select)
+    async def delete(self, key: str) -> None:
+        """Deletes the artifact, in the object store, too, which may take place later. Idempotent."""
+        ticket = None
+        if self._transfers is not None:
+            # Before the file: from here on nobody fetches it from there again.
+            ticket = await self._transfers.enqueue_delete(key)
+        await self.evict(key)
+        if ticket is not None and self._transfers is not None and self._waits:
+            await self._transfers.committed(ticket)
 
-    async def delete(self, keys: list[str]) -> int:
-        """Deletes artifacts, file and row; answers the bytes freed. Keys that are not there do no harm."""
-        freed = 0
-        for key in keys:
-            async with self._alone(key):
-                row = self.find(key)
-                size = await self._in_thread(self._disk.delete, key)
-                freed += size or 0
-                self._verified.forget(key)
-                await self._buffer.enqueue(ArtifactDelete(key))
-                self._capacity.used -= row.size_bytes if row else 0
-        return freed
+    async def forget(self, row: ArtifactAccess) -> None:
+        """Deletes the row of a file that is gone. The caller is `alone` with the key."""
+        self._verified.forget(row.key)
+        await self._buffer.enqueue(ArtifactDelete(row.key))
+        self._capacity.used -= row.size_bytes
 
     async def flush(self) -> None:
         """Commits what is pending."""
         await self._buffer.flush()
+        if self._transfers is not None:
+            await self._transfers.flush()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -170,9 +205,9 @@ class CacheArtifacts:
             return None
         whole = row.size_bytes == file.size
         if whole and row.content_sha256 is not None and file.size <= VERIFY_MAX_BYTES:
-            whole = await self._in_thread(sha256_of, file) == row.content_sha256
+            whole = await self.threads.run(sha256_of, file) == row.content_sha256
         if not whole:
-            await self._quarantine(row, file)
+            await self.quarantine(row, file)
             return None
         if self._is_current(row):
             self._verified.add(file, row)
@@ -196,13 +231,12 @@ class CacheArtifacts:
             return replacing[1]
         return self.find(key)
 
-    async def _quarantine(self, row: ArtifactAccess, file: OpenFile) -> None:
+    async def quarantine(self, row: ArtifactAccess, file: OpenFile) -> None:
+        """Puts a file that contradicts its row out of reach, unless it was replaced meanwhile."""
         log.error("artifact_damaged", key=row.key, size=file.size, expected_size=row.size_bytes)
-        async with self._alone(row.key):
-            if await self._in_thread(self._disk.quarantine, row.key, file.inode):
-                self._verified.forget(row.key)
-                await self._buffer.enqueue(ArtifactDelete(row.key))
-                self._capacity.used -= row.size_bytes
+        async with self.alone(row.key):
+            if await self.threads.run(self._disk.quarantine, row.key, file.inode):
+                await self.forget(row)
 
     # --- storing ----------------------------------------------------------------------------------
 
@@ -221,11 +255,43 @@ class CacheArtifacts:
         `TooLargeError`, `CapacityError`, `DigestMismatchError`, the errors of a buffer, OSError; then
         nothing is stored, but for `CommitTimeoutError`: the artifact is there, its row may be late.
         """
-        upload = Upload(self._disk)
-        with self._capacity.reserve(declared_size or 0) as reservation:
+        arrival = Arrival(key, self.new_upload(), replace, expected_sha256)
+        taken = await self.take_in(arrival, chunks, declared_size)
+        if self._waits:
+            await self._committed(taken.row, taken.upload)
+        return taken.stored
+
+    async def settled(self, key: str) -> None:
+        """Returns when what is known of the key is acknowledged: who is told "it is there" may rely on it.
+
+        Raises like `SQLiteBuffer.committed`.
+        """
+        if self._waits:
+            taken = self._taken_before(key)
+            await self._committed(taken.row, taken.upload)
+
+    def _taken_before(self, key: str) -> Taken:
+        upload = self._transfers.ticket_of_upload(key) if self._transfers is not None else None
+        return Taken(Stored.EXISTS, self._buffer.ticket_of(key), upload)
+
+    async def _committed(self, row: Ticket | None, upload: Ticket | None) -> None:
+        if row is not None:
+            await self._buffer.committed(row)
+        if upload is not None and self._transfers is not None:
+            await self._transfers.committed(upload)
+
+    def new_upload(self) -> Upload:
+        """Something to receive an artifact in, for `take_in`."""
+        return Upload(self._disk)
+
+    async def take_in(self, arrival: Arrival, chunks: AsyncIterator[bytes], size: int | None) -> Taken:
+        """Receives and publishes; raises like `store`. Its row is visible, but may not be committed."""
+        upload = arrival.upload
+        with Reservation(self._capacity) as room:
             try:
-                await self._receive(upload, chunks, reservation)
-                stored, ticket = await self._publish(upload, key, reservation, replace, expected_sha256)
+                await self._grow(room, size or 0)
+                await self._receive(arrival, chunks, room)
+                return await self._publish(arrival, room)
             except OSError as error:
                 if is_full(error):
                     raise CapacityError(
@@ -235,67 +301,74 @@ class CacheArtifacts:
             finally:
                 if upload.on_disk:
                     # To free a large file takes its time.
-                    await self._in_thread(upload.discard)
-        if self._waits and ticket is not None:
-            await self._buffer.committed(ticket)
-        return stored
+                    await self.threads.run(upload.discard)
 
-    async def settled(self, key: str) -> None:
-        """Returns when what is known of the key is acknowledged: who is told "it is there" may rely on it.
+    async def _grow(self, room: Reservation, size: int) -> None:
+        """Holds so many bytes more, after an eviction if need be."""
+        while True:
+            try:
+                room.grow(size)
+            except CapacityError:
+                # Others may take what was freed, so this may have to ask more than once.
+                if not await self.make_room(size):
+                    raise
+            else:
+                return
 
-        Raises like `SQLiteBuffer.committed`.
-        """
-        ticket = self._buffer.ticket_of(key)
-        if self._waits and ticket is not None:
-            await self._buffer.committed(ticket)
-
-    async def _receive(self, upload: Upload, chunks: AsyncIterator[bytes], room: Reservation) -> None:
+    async def _receive(self, arrival: Arrival, chunks: AsyncIterator[bytes], room: Reservation) -> None:
+        upload = arrival.upload
         async for chunk in chunks:
             spool_is_full = upload.add(chunk)
             if upload.size > room.size:
-                room.grow(upload.size - room.size)
+                await self._grow(room, upload.size - room.size)
             if spool_is_full:
-                room.wrote(await self._in_thread(upload.write_out))
+                room.wrote(await self.threads.run(upload.write_out))
+                arrival.on_written()
 
-    async def _publish(
-        self, upload: Upload, key: str, room: Reservation, replace: bool, expected_sha256: str | None
-    ) -> tuple[Stored, Ticket | None]:
-        async with self._alone(key):
+    async def _publish(self, arrival: Arrival, room: Reservation) -> Taken:
+        key, upload = arrival.key, arrival.upload
+        async with self.alone(key):
             # Before a file is touched: a row that found no room would cost the artifact it replaces.
             await self._buffer.wait_for_room()
+            if self._transfers is not None:
+                await self._transfers.wait_for_room()
+            arrival.check()
+            arrival.replace = arrival.replace or self.is_doomed(key)
             old = self.find(key)
             try:
-                row = await self._in_thread(self._finish, upload, key, old, replace, expected_sha256)
+                row = await self.threads.run(self._finish, arrival, old)
                 if row is None:
                     # Whoever stored it may still be waiting for its commit.
-                    return Stored.EXISTS, self._buffer.ticket_of(key)
-                ticket = self._buffer.enqueue_nowait(row, past_bound=True)
+                    return self._taken_before(key)
+                tickets = self._record(row, upload=not arrival.from_object_store)
             except BaseException:
                 # Without its row a file is nothing: not even one whose request was cancelled stays.
                 if upload.published:
-                    await self._in_thread(self._disk.delete, key)
+                    await self.threads.run(self._disk.delete, key)
                 raise
             finally:
                 self._replacing.pop(key, None)
-            self._verified.forget(key)
             room.published(row.size_bytes, replaced=old.size_bytes if old else 0)
-        return (Stored.REPLACED if old else Stored.CREATED), ticket
+        return Taken(Stored.REPLACED if old else Stored.CREATED, *tickets)
 
-    def _finish(
-        self,
-        upload: Upload,
-        key: str,
-        old: ArtifactAccess | None,
-        replace: bool,
-        expected_sha256: str | None,
-    ) -> ArtifactAccess | None:
+    def _record(self, row: ArtifactAccess, *, upload: bool) -> tuple[Ticket, Ticket | None]:
+        """Tells the tables of a file that has its final name, all in one turn of the event loop."""
+        self._verified.forget(row.key)
+        ticket = self._buffer.enqueue_nowait(row, past_bound=True)
+        self.on_stored(row.key)
+        if not upload or self._transfers is None:
+            return ticket, None
+        return ticket, self._transfers.enqueue_upload_nowait(row.key)
+
+    def _finish(self, arrival: Arrival, old: ArtifactAccess | None) -> ArtifactAccess | None:
         """Gives the upload its final name; answers its row, None when another artifact keeps the name."""
-        file, inode = upload.finish(expected_sha256)
+        key, upload = arrival.key, arrival.upload
+        file, inode = upload.finish(arrival.expected_sha256)
         row = ArtifactAccess(key, file.size, now_us(), file.digest(), stored=True)
         if old is not None:
             # Readers who find the new file before the new row is known must not hold it against the old one.
             self._replacing[key] = (inode, row)
-        if not replace:
+        if not arrival.replace:
             upload.published = self._disk.publish_new(file, key)
             if upload.published:
                 upload.discard()
@@ -307,33 +380,19 @@ class CacheArtifacts:
         upload.published = True
         return row
 
+    async def adopt(self, row: ArtifactAccess, *, upload: bool = True) -> None:
+        """Takes a whole file that lies under its key without a row. The caller is `alone` with the key."""
+        await self._buffer.wait_for_room()
+        if upload and self._transfers is not None:
+            await self._transfers.wait_for_room()
+        self._record(row, upload=upload)
+        self._capacity.used += row.size_bytes
+
     # --- order ------------------------------------------------------------------------------------
 
-    def _alone(self, key: str) -> asyncio.Lock:
+    def alone(self, key: str) -> asyncio.Lock:
         """Lets one task at a time change what is under a key. The lock lives as long as somebody has it."""
-        lock = self._key_locks.get(key)
-        if lock is None:
-            lock = self._key_locks[key] = asyncio.Lock()
-        return lock
-
-    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs `function` in a thread of the disk's.
-
-        Who is cancelled waits for it all the same: cleaning up under the thread's hands would close
-        descriptors it still writes to.
-        """
-        call = partial(function, *args, **kwargs)
-        job = asyncio.get_running_loop().run_in_executor(self._threads, call)
-        try:
-            return await asyncio.shield(job)
-        except asyncio.CancelledError:
-            await asyncio.wait([job])
-            raise
+        return self.locks.of(key)
 
 
 SELECT_ROW = "SELECT size_bytes, last_accessed_at, content_sha256 FROM cache_artifacts WHERE key = ?"
-
-SELECT_OLDEST = """
-SELECT key, size_bytes, last_accessed_at, content_sha256
-FROM cache_artifacts ORDER BY last_accessed_at LIMIT ?
-"""

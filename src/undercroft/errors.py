@@ -69,5 +69,16 @@ class BadRequestError(UndercroftError):
     """A parameter or a body of a request is missing or malformed."""
 
 
+class ObjectStoreError(UndercroftError):
+    """The object store could not be asked, or did not do what it was asked: nothing is known.
+
+    `throttled` says that it wants fewer requests (429, 503, SlowDown) or did not answer in time.
+    """
+
+    def __init__(self, message: str, *, throttled: bool = False) -> None:
+        super().__init__(message)
+        self.throttled = throttled
+
+
 class RowsLostError(UndercroftError):
     """Rows that were accepted could be neither committed nor spilled."""

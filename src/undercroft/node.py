@@ -11,11 +11,13 @@ from undercroft.api.app import Application
 from undercroft.api.artifact_routes import ArtifactRoutes
 from undercroft.api.bazel import BazelApi
 from undercroft.api.ccache import CcacheApi
+from undercroft.api.clean import CleanApi
 from undercroft.api.gradle import GradleApi
 from undercroft.api.health import Check, HealthApi, SpecApi, buffer_check, database_check, disk_check
 from undercroft.api.routing import Route
 from undercroft.api.tuist import TuistApi
 from undercroft.artifacts import CacheArtifacts
+from undercroft.background import BackgroundWork
 from undercroft.buffers import SQLiteBuffer
 from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
 from undercroft.buffers.key_values import KeyValueBuffer
@@ -23,8 +25,11 @@ from undercroft.buffers.s3_transfers import S3TransfersBuffer
 from undercroft.config import Settings
 from undercroft.database import Database
 from undercroft.database.schema import KEY_VALUES, NODE
-from undercroft.errors import RowsLostError
+from undercroft.errors import ObjectStoreError, RowsLostError
+from undercroft.hydration import HydrationTimes
 from undercroft.key_values import KeyValueStore
+from undercroft.read_through import ReadThrough, SecondTier
+from undercroft.s3.object_store import ObjectStore, open_object_store
 from undercroft.s3.transfers import S3Transfers
 from undercroft.server import HttpServer, bind
 from undercroft.storage.capacity import Capacity, volume_of
@@ -32,10 +37,15 @@ from undercroft.storage.disk import Disk
 from undercroft.supervisor import Crash, Supervisor
 from undercroft.telemetry.buffer_metrics import BufferMetrics
 from undercroft.telemetry.events import Events
+from undercroft.telemetry.life_metrics import LifeMetrics
 from undercroft.telemetry.prometheus import Prometheus
 from undercroft.telemetry.traffic_metrics import TrafficMetrics
+from undercroft.workers.clean_project import CleanTarget
 
 log = structlog.get_logger(__name__)
+
+# How long a start waits for the object store. Without its answer the node starts all the same.
+CHECK_S = 5
 
 
 class Node:
@@ -74,17 +84,70 @@ class Node:
             volume_of(settings.data_dir), settings.disk.limit_bytes, settings.disk.limit_percent
         )
         self.key_values = KeyValueStore(self.key_value_database, self.key_value_buffer, settings.ack)
+        self.transfers = S3Transfers(self.node_database, self.transfer_buffer, self.telemetry)
+        self.object_store = self._object_store()
         self.artifacts = CacheArtifacts(
-            self.node_database, self.artifact_buffer, self.disk, self.capacity, settings.ack
+            self.node_database,
+            self.artifact_buffer,
+            self.disk,
+            self.capacity,
+            settings.ack,
+            transfers=self.transfers if self.object_store is not None else None,
         )
-        self.transfers = S3Transfers(self.node_database, self.transfer_buffer)
+        self.background = BackgroundWork(
+            settings,
+            self.telemetry,
+            CleanTarget(
+                self.key_value_database,
+                self.node_database,
+                self.key_values,
+                self.artifacts,
+                self.disk,
+                self.transfers,
+                self.object_store,
+            ),
+            self.capacity,
+            self.key_value_buffer,
+        )
+        self.read_through = ReadThrough(self.artifacts, self.telemetry, self._second_tier())
         self.prometheus = Prometheus()
         self.buffer_metrics = BufferMetrics(self.prometheus, self.telemetry, self.buffers)
         self.traffic_metrics = TrafficMetrics(self.prometheus, self.telemetry, self.capacity)
+        figures = {**self.background.figures(), **self.read_through.figures()}
+        self.life_metrics = LifeMetrics(self.prometheus, self.telemetry, figures)
         self.application = Application(self._routes())
         self.server: HttpServer | None = None
         self.port = settings.port
         self.stopping = False
+
+    # --- the second tier --------------------------------------------------------------------------
+
+    def _object_store(self) -> ObjectStore | None:
+        """The client; it connects to nothing yet. Raises `SettingsError`."""
+        section = self.settings.object_store
+        if section.url is None:
+            return None
+        return open_object_store(section.connection(section.url), self.telemetry)
+
+    def _second_tier(self) -> SecondTier | None:
+        if self.object_store is None:
+            return None
+        section = self.settings.object_store
+        times = HydrationTimes.of(section)
+        return SecondTier(
+            self.object_store, self.transfers, times, self.background.clean_project, section.redirect
+        )
+
+    async def _check_object_store(self) -> None:
+        """Raises `SettingsError` for what only settings can be to blame for; an outage is not."""
+        if self.object_store is None:
+            return
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await self.object_store.check()
+        except (ObjectStoreError, TimeoutError) as error:
+            reason = str(error) or f"no answer in {CHECK_S} s"
+            log.warning("object_store_not_reached", url=self.settings.object_store.url, reason=reason)
 
     # --- what is served ---------------------------------------------------------------------------
 
@@ -93,8 +156,9 @@ class Node:
         uploads = self.settings.uploads
         tuist = TuistApi(
             self.key_values,
-            self._artifact_routes("cas", uploads.cas_max_bytes, replace=False),
-            self._artifact_routes("gradle", uploads.gradle_max_bytes, replace=False),
+            # The one client that is known to follow redirects.
+            self._artifact_routes("cas", uploads.cas_max_bytes, replace=False, redirects=True),
+            self._artifact_routes("gradle", uploads.gradle_max_bytes, replace=False, redirects=True),
             self.telemetry,
             uploads.key_value_max_bytes,
             uploads.read_timeout_ms,
@@ -105,15 +169,25 @@ class Node:
         )
         gradle = GradleApi(self._artifact_routes("gradle", uploads.gradle_max_bytes, replace=True))
         ccache = CcacheApi(
-            self._artifact_routes("ccache", uploads.ccache_max_bytes, replace=True), self.artifacts
+            self._artifact_routes("ccache", uploads.ccache_max_bytes, replace=True), self.read_through
         )
         health = HealthApi(self._checks(), self._render_metrics if self.settings.http.metrics else None)
-        routes = [route for api in (tuist, gradle, bazel, ccache, health) for route in api.routes()]
+        clean = CleanApi(self.background.clean_project)
+        routes = [route for api in (tuist, clean, gradle, bazel, ccache, health) for route in api.routes()]
         return [*routes, *SpecApi(routes).routes()]
 
-    def _artifact_routes(self, tool: str, max_bytes: int, *, replace: bool) -> ArtifactRoutes:
+    def _artifact_routes(
+        self, tool: str, max_bytes: int, *, replace: bool, redirects: bool = False
+    ) -> ArtifactRoutes:
         return ArtifactRoutes(
-            self.artifacts, self.telemetry, tool, replace, max_bytes, self.settings.uploads.read_timeout_ms
+            self.artifacts,
+            self.read_through,
+            self.telemetry,
+            tool,
+            replace,
+            max_bytes,
+            self.settings.uploads.read_timeout_ms,
+            redirects,
         )
 
     def _checks(self) -> list[Check]:
@@ -138,6 +212,7 @@ class Node:
         bound = bind(self.settings.host, self.settings.port)
         self.server = HttpServer(self.application, bound)
         self.port = bound.getsockname()[1]
+        await self._check_object_store()
         self.disk.open_directories()
         for database in self.databases:
             database.open()
@@ -147,6 +222,7 @@ class Node:
             self.supervisor.start(f"buffer {buffer.name}", buffer.run())
         # After the replay: it reads how much all rows say there is.
         self.artifacts.open()
+        await self.background.start(self.supervisor)
         # At once, not when the worker gets its turn: who reads "listening" may connect.
         self.server.listen()
         self.supervisor.start("http server", self.server.run())
@@ -174,6 +250,10 @@ class Node:
             if self.server is not None:
                 await self.server.stop(self.settings.http.stop_grace_ms)
         finally:
+            # What makes more work for the rest: background workers, artifacts on their way here.
+            await self.supervisor.stop_background()
+            await self.background.stop()
+            await self.read_through.stop()
             # Then the buffers, all at once: each has `shutdown_ms` to commit or spill what it accepted.
             # An error of one must not cut off the others.
             lost = await asyncio.gather(*(self._close(buffer) for buffer in self.buffers))
@@ -183,6 +263,8 @@ class Node:
             # Databases after everything that writes to them; closing empties the WAL into the file.
             for database in self.databases:
                 await database.close()
+            # Now another process on this data directory may go on where this one ended.
+            self.background.give_up_turn()
             # The directory of temporary files last: its lock tells other processes that this one lives.
             self.disk.close()
         if any(lost):

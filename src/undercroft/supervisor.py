@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class Crash(NamedTuple):
@@ -21,6 +23,7 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._workers: dict[asyncio.Task[Any], str] = {}
+        self._background: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._end: asyncio.Future[Crash | None] | None = None
 
@@ -29,6 +32,19 @@ class Supervisor:
         task = asyncio.create_task(work, name=name)
         self._workers[task] = name
         task.add_done_callback(self._ended)
+
+    def start_background(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """The same for work that nobody waits for: it ends first, by `stop_background`."""
+        self.start(name, work)
+        self._background.add(next(reversed(self._workers)))
+
+    async def stop_background(self) -> None:
+        """Cancels background work and waits for its end: it may still use every other part. Idempotent."""
+        self.expect_end()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self._background.clear()
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         if self._stopping or task.cancelled():
@@ -68,3 +84,38 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._workers.clear()
+
+
+class Jobs:
+    """Short work in the background whose end is no crash: each is awaited by whoever wants its outcome."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, name: str, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Runs `work`; it is kept alive until it ends. What it raises is its caller's, or nobody's."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Whoever awaits the job gets the error, too; this is for the jobs that nobody awaits.
+            log.info("job_failed", job=task.get_name(), error=repr(error))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def idle(self) -> None:
+        """Returns when no job runs."""
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+
+    async def stop(self) -> None:
+        """Cancels what runs and waits for its end. Idempotent."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

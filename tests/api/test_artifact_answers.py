@@ -13,6 +13,7 @@ import pytest
 from tests.support.leaks import open_files
 from tests.support.served_node import ServedNode
 from undercroft.api import responses
+from undercroft.artifacts import OpenArtifact
 from undercroft.telemetry import events
 
 from .dialects import CCACHE, DIALECTS, FREE_NAMES, GRADLE, TUIST_CAS, DialectCase
@@ -297,7 +298,7 @@ async def test_cancelled_read_waits_for_its_thread(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(responses, "_is_cached", lambda *_: False)
     monkeypatch.setattr(os, "pread", slow)
-    reading = asyncio.create_task(responses._read(0, 0, 1))
+    reading = asyncio.create_task(responses._read(OpenArtifact(0, 1, None), 0, 1))
     await asyncio.to_thread(begun.wait, 20)
     reading.cancel()
     for _ in range(5):

@@ -29,10 +29,11 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 @pytest.fixture
 async def transfers(database: Database) -> AsyncIterator[S3Transfers]:
     settings = BufferSettings(flush_interval_ms=3_600_000)
-    buffer = SQLiteBuffer(S3TransfersBuffer(), database, RecordedEvents(), settings)
+    telemetry = RecordedEvents()
+    buffer = SQLiteBuffer(S3TransfersBuffer(), database, telemetry, settings)
     await buffer.open()
     runner = asyncio.create_task(buffer.run())
-    yield S3Transfers(database, buffer)
+    yield S3Transfers(database, buffer, telemetry)
     await buffer.close()
     runner.cancel()
     with suppress(asyncio.CancelledError):

@@ -11,12 +11,12 @@ from undercroft.storage.capacity import Capacity, Volume, volume_of
 FITS = None
 
 
-def capacity(used: int = 0, reserved: int = 0, **limits: Any) -> Capacity:
+def capacity(used: int = 0, reserved: int = 0, written: int = 0, **limits: Any) -> Capacity:
     """A volume of 1,000 bytes, all free and usable unless told otherwise."""
     volume = Volume(1_000, limits.pop("free", 1_000))
     made = Capacity(lambda: volume, limits.pop("limit_bytes", None), limits.pop("percent", 100.0))
     assert not limits
-    made.used, made.reserved = used, reserved
+    made.used, made.reserved, made.written = used, reserved, written
     return made
 
 
@@ -57,6 +57,59 @@ def test_reserve(state: dict[str, Any], size: int, refusal: type[UndercroftError
         with pytest.raises(refusal, match=str(size)):
             subject.reserve(size)
         assert subject.reserved == before
+
+
+@pytest.mark.parametrize(
+    ("state", "room"),
+    [
+        ({"limit_bytes": 100, "used": 40, "reserved": 10}, 50),
+        ({"limit_bytes": 100, "used": 120}, -20),
+        ({"percent": 90.0, "free": 500}, 400),
+        ({"percent": 90.0, "free": 50}, -50),
+        ({"percent": 90.0, "free": 500, "reserved": 30, "written": 10}, 380),
+        # what the file system is about to give back is none of the artifacts' own bound
+        ({"percent": 90.0, "free": 500, "to_come": 100}, 500),
+        ({"limit_bytes": 100, "used": 40, "to_come": 50}, 60),
+        ({"limit_bytes": 450, "free": 400, "to_come": 100}, 450),
+    ],
+)
+def test_room(state: dict[str, Any], room: int) -> None:
+    state = dict(state)
+    to_come = state.pop("to_come", 0)
+    assert capacity(**state).room(to_come) == room
+
+
+@pytest.mark.parametrize(
+    ("state", "percent", "excess"),
+    [
+        ({"limit_bytes": 200, "used": 180}, 90.0, 0),
+        ({"limit_bytes": 200, "used": 181}, 90.0, 1),
+        ({"limit_bytes": 200, "used": 181}, 80.0, 21),
+        ({"limit_bytes": 200, "used": 100, "reserved": 81}, 90.0, 1),
+        # what uploads have written is theirs all the same
+        ({"limit_bytes": 200, "used": 100, "reserved": 81, "written": 81}, 90.0, 1),
+        ({"limit_bytes": 200, "used": 181, "to_come": 100}, 90.0, 1),
+        # the volume, whoever fills it
+        ({"free": 100}, 90.0, 0),
+        ({"free": 99}, 90.0, 1),
+        ({"free": 99}, 80.0, 101),
+        ({"free": 150, "reserved": 51}, 90.0, 1),
+        ({"free": 150, "reserved": 51, "written": 1}, 90.0, 0),
+        ({"free": 50, "to_come": 49}, 90.0, 1),
+        ({"free": 50, "to_come": 60}, 90.0, 0),
+        # the one that is exceeded more
+        ({"limit_bytes": 200, "used": 190, "free": 50}, 90.0, 50),
+        ({"limit_bytes": 200, "used": 190, "free": 95}, 90.0, 10),
+    ],
+)
+def test_excess(state: dict[str, Any], percent: float, excess: int) -> None:
+    state = dict(state)
+    to_come = state.pop("to_come", 0)
+    assert capacity(**state).excess(percent, to_come) == excess
+
+
+def test_unexplained_is_what_neither_artifacts_nor_uploads_take() -> None:
+    assert capacity(used=300, reserved=200, written=50, free=400).unexplained() == 250
 
 
 def test_growing_holds_more() -> None:

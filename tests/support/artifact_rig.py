@@ -14,8 +14,10 @@ from tests.support.recorded_events import RecordedEvents
 from undercroft.artifacts import CacheArtifacts, OpenArtifact, Stored
 from undercroft.buffers import BufferSettings, SQLiteBuffer
 from undercroft.buffers.cache_artifacts import ArtifactEvent, CacheArtifactsBuffer, CacheArtifactsState
+from undercroft.buffers.s3_transfers import S3TransfersBuffer, S3TransfersState, TransferEvent
 from undercroft.database import Database
 from undercroft.database.schema import NODE
+from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Volume
 from undercroft.storage.disk import Disk
 
@@ -41,7 +43,9 @@ class ArtifactRig:
         limit_bytes: int = 100_000_000,
         fsync: bool = False,
         settings: BufferSettings = QUIET,
+        uploads: bool = False,
     ) -> None:
+        """With `uploads` what is stored is queued for upload, as with an object store."""
         self.folder = folder
         self.volume = Volume(10**12, 10**12)
         self.telemetry = RecordedEvents()
@@ -52,23 +56,38 @@ class ArtifactRig:
         )
         self.disk = Disk(folder, fsync=fsync)
         self.capacity = Capacity(lambda: self.volume, limit_bytes, 100.0)
-        self.artifacts = CacheArtifacts(self.database, self.buffer, self.disk, self.capacity, ack)
+        self.transfer_buffer: SQLiteBuffer[S3TransfersState, TransferEvent] = SQLiteBuffer(
+            S3TransfersBuffer(), self.database, self.telemetry, settings
+        )
+        self.transfers = S3Transfers(self.database, self.transfer_buffer, self.telemetry)
+        self.artifacts = CacheArtifacts(
+            self.database,
+            self.buffer,
+            self.disk,
+            self.capacity,
+            ack,
+            transfers=self.transfers if uploads else None,
+        )
 
     async def open(self) -> "ArtifactRig":
         self.disk.open_directories()
         self.database.open()
         self.artifacts.open()
-        await self.buffer.open()
-        self.runner = asyncio.create_task(self.buffer.run())
+        self.runners = []
+        for buffer in (self.buffer, self.transfer_buffer):
+            await buffer.open()
+            self.runners.append(asyncio.create_task(buffer.run()))
         return self
 
     async def close(self) -> None:
         self.table.open_gate()
         self.table.heal()
-        await self.buffer.close()
-        self.runner.cancel()
-        with suppress(asyncio.CancelledError):
-            await self.runner
+        for buffer in (self.buffer, self.transfer_buffer):
+            await buffer.close()
+        for runner in self.runners:
+            runner.cancel()
+            with suppress(asyncio.CancelledError):
+                await runner
         self.artifacts.close()
         await self.database.close()
         self.disk.close()

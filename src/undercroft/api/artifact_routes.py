@@ -1,7 +1,6 @@
 """What every dialect does with artifacts: serve one, store one, and tell how it went."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from undercroft import errors as node_errors
 from undercroft.api import responses
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
-from undercroft.artifacts import CacheArtifacts, Stored
+from undercroft.artifacts import CacheArtifacts, OpenArtifact, Stored
+from undercroft.read_through import ReadThrough, Source
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
@@ -45,31 +45,45 @@ class ArtifactRoutes:
     """
 
     artifacts: CacheArtifacts
+    lookup: ReadThrough
     telemetry: Events
     tool: str
     replace: bool
     max_bytes: int
     read_timeout_ms: int
+    redirects: bool = False
+    """Whether clients of this dialect can be sent to the object store."""
 
     async def serve(self, request: Request, key: str, *, digest_header: bytes | None = None) -> None:
-        """Answers GET and HEAD: 200, 206, 304 or 416, and 404 for a miss."""
+        """Answers GET and HEAD: 200, 206, 304 or 416, and 404 for a miss; 307 where redirects are wanted."""
         result, sent = "error", 0
         try:
-            found = await self.artifacts.read(key)
+            if self.redirects and await self._redirected(request, key):
+                result = "s3_hit"
+                return
+            head = request.method == "HEAD"
+            found, source = await (self.lookup.head(key) if head else self.lookup.open(key))
             if found is None:
-                result = "miss"
+                result = "s3_miss" if source is Source.NOWHERE else "miss"
                 await responses.message(request, 404, "not found")
                 return
             try:
-                headers = []
-                if digest_header is not None and found.content_sha256 is not None:
-                    headers.append((digest_header, found.content_sha256.encode()))
-                sent = await responses.artifact(request, found, headers)
-                result = "hit"
+                sent = await responses.artifact(request, found, _digest(found, digest_header))
+                result = "hit" if source is Source.DISK else "s3_hit"
             finally:
-                os.close(found.descriptor)
+                found.close()
         finally:
             self.telemetry.emit(events.DOWNLOAD, {"bytes": sent}, {"tool": self.tool, "result": result})
+
+    async def _redirected(self, request: Request, key: str) -> bool:
+        """Whether the client was sent to the object store."""
+        url = await self.lookup.redirect_url(key) if request.method == "GET" else None
+        if url is None:
+            return False
+        # Not to be kept: the URL expires, and next time the artifact is on disk.
+        headers = [(b"location", url.encode()), (b"cache-control", b"no-store")]
+        await responses.empty(request, 307, headers)
+        return True
 
     async def store(self, request: Request, key: str, *, expected_sha256: str | None = None) -> Stored:
         """Stores the body under the key; raises what the service raises. The dialect answers."""
@@ -116,5 +130,11 @@ class ArtifactRoutes:
     async def _is_whole(self, key: str) -> bool:
         found = await self.artifacts.read(key)
         if found is not None:
-            os.close(found.descriptor)
+            found.close()
         return found is not None
+
+
+def _digest(found: OpenArtifact, header: bytes | None) -> list[tuple[bytes, bytes]]:
+    if header is None or found.content_sha256 is None:
+        return []
+    return [(header, found.content_sha256.encode())]

@@ -9,8 +9,9 @@ from undercroft.api import responses
 from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
-from undercroft.artifacts import CacheArtifacts, Stored
+from undercroft.artifacts import Stored
 from undercroft.errors import InvalidKeyError
+from undercroft.read_through import ReadThrough
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 
 _BAZEL_HASH = re.compile(r"[0-9a-f]{64}")
@@ -19,9 +20,9 @@ _BAZEL_HASH = re.compile(r"[0-9a-f]{64}")
 class CcacheApi:
     """`/ccache/{account}/{project}/...` in the layouts subdirs, flat and bazel."""
 
-    def __init__(self, entries: ArtifactRoutes, artifacts: CacheArtifacts) -> None:
+    def __init__(self, entries: ArtifactRoutes, lookup: ReadThrough) -> None:
         self._entries = entries
-        self._artifacts = artifacts
+        self._lookup = lookup
 
     def routes(self) -> list[Route]:
         """The routes of this dialect."""
@@ -47,7 +48,7 @@ class CcacheApi:
 
     async def delete(self, request: Request) -> None:
         """Removes an entry. ccache deletes keys that do not exist, and gives up on anything but success."""
-        await self._artifacts.delete([_key(request)])
+        await self._lookup.delete(_key(request))
         await responses.empty(request, 204)
 
 

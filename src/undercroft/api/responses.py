@@ -129,16 +129,16 @@ async def _send(
         await request.finish()
         return 0
     # The first bytes before the status: what cannot be read must not be announced.
-    first = await _read(found.descriptor, span.start, min(length, CHUNK_BYTES))
+    first = await _read(found, span.start, min(length, CHUNK_BYTES))
     await request.start(status, head)
     if length <= CHUNK_BYTES:
         await request.finish(first)
         return length
     rest = Span(span.start + len(first), span.end)
-    return await _send_chunks(request, found.descriptor, rest, first)
+    return await _send_chunks(request, found, rest, first)
 
 
-async def _send_chunks(request: Request, descriptor: int, span: Span, first: bytes) -> int:
+async def _send_chunks(request: Request, found: OpenArtifact, span: Span, first: bytes) -> int:
     """Sends `first` and then the span; answers the bytes handed over before the client left."""
     sent = len(first)
     # After the client has gone the server swallows what is sent, so somebody must listen for that.
@@ -148,7 +148,7 @@ async def _send_chunks(request: Request, descriptor: int, span: Span, first: byt
         for offset in range(span.start, span.end, CHUNK_BYTES):
             if gone.done():
                 return sent
-            piece = await _read(descriptor, offset, min(CHUNK_BYTES, span.end - offset))
+            piece = await _read(found, offset, min(CHUNK_BYTES, span.end - offset))
             await _send_in_time(request, piece)
             sent += len(piece)
         await request.finish()
@@ -178,14 +178,16 @@ async def _send_in_time(request: Request, piece: bytes) -> None:
         raise _StuckReaderError from error
 
 
-async def _read(descriptor: int, offset: int, size: int) -> bytes:
+async def _read(found: OpenArtifact, offset: int, size: int) -> bytes:
     """So many bytes of a file: at once if the kernel seems to have them in memory, else from a thread."""
     if size == 0:
         return b""
-    if _is_cached(descriptor, offset + size - 1):
-        piece = os.pread(descriptor, size, offset)
+    if found.reached is not None:
+        await found.reached(offset + size)
+    if _is_cached(found.descriptor, offset + size - 1):
+        piece = os.pread(found.descriptor, size, offset)
     else:
-        piece = await _read_in_thread(descriptor, offset, size)
+        piece = await _read_in_thread(found.descriptor, offset, size)
     if len(piece) < size:
         raise OSError(f"the file ends at byte {offset + len(piece)}, {offset + size} were expected")
     return piece

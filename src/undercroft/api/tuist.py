@@ -2,19 +2,19 @@
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 import msgspec
 
 from undercroft.api import responses
 from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
 from undercroft.api.bodies import Body
-from undercroft.api.request import Request, parse_query
+from undercroft.api.request import Request
 from undercroft.api.routing import Route
+from undercroft.api.tuist_project import HANDLES, project_in
 from undercroft.artifacts import Stored
 from undercroft.errors import BadRequestError
 from undercroft.key_values import KeyValueStore
-from undercroft.storage.layout import artifact_key, key_value_key, safe_component, safe_handle
+from undercroft.storage.layout import artifact_key, key_value_key, safe_component
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
@@ -22,14 +22,10 @@ CHECKSUM = b"tuist-checksum-sha256"
 
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 
-HANDLES = ("account_handle", "project_handle")
-
 # What is told of each request, made once: this is the hot path.
 ONE = {"count": 1}
 HIT, MISS = {"result": "hit"}, {"result": "miss"}
 SUCCESS, FAILURE = {"result": "success"}, {"result": "error"}
-
-CACHED_QUERY_BYTES = 1_024
 
 NOT_STORED_NOW = {
     **NOT_STORED,
@@ -122,7 +118,7 @@ class TuistApi:
         """Replaces all values of a key; the last write wins."""
         result = FAILURE
         try:
-            account, project = _project(request)
+            account, project = project_in(request)
             body = Body(request, self.key_value_max_bytes, self.read_timeout_ms)
             written = _parse(await body.whole())
             key = key_value_key(account, project, safe_component(written.cas_id, "cas_id"))
@@ -134,7 +130,7 @@ class TuistApi:
 
     async def get(self, request: Request) -> None:
         """Answers the values of a key."""
-        account, project = _project(request)
+        account, project = project_in(request)
         payload = self.key_values.get(key_value_key(account, project, _component(request, "cas_id")))
         self.telemetry.emit(events.KEY_VALUE_GET, ONE, MISS if payload is None else HIT)
         if payload is None:
@@ -175,29 +171,13 @@ def _parse(body: bytes) -> KeyValuePut:
     return written
 
 
-def _project(request: Request) -> tuple[str, str]:
-    query = request.query_string
-    # Longer ones are not kept, or somebody could fill the memory with them.
-    return _project_of(query) if len(query) <= CACHED_QUERY_BYTES else _project_of.__wrapped__(query)
-
-
-# A build asks thousands of times with the same two handles in its query.
-@lru_cache(maxsize=4096)
-def _project_of(query_string: bytes) -> tuple[str, str]:
-    query = parse_query(query_string)
-    missing = [name for name in HANDLES if name not in query]
-    if missing:
-        raise BadRequestError(f"missing in the query: {' and '.join(missing)}")
-    return safe_handle(query[HANDLES[0]], HANDLES[0]), safe_handle(query[HANDLES[1]], HANDLES[1])
-
-
 def _component(request: Request, what: str) -> str:
     return safe_component(request.parameters[0], what)
 
 
 def _artifact(request: Request, kind: str, parameter: str) -> str:
     """The key of the artifact that the path's one parameter names; `parameter` is its name for messages."""
-    account, project = _project(request)
+    account, project = project_in(request)
     return artifact_key(account, project, kind, _component(request, parameter))
 
 

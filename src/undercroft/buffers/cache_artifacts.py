@@ -134,14 +134,18 @@ def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAcce
 
 
 # "WHERE true" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
+# stored_at moves with stores only: what asks for it wants to know how old the bytes are.
 UPSERT = """
-INSERT INTO cache_artifacts (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at)
-SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now FROM json_each(:entries) WHERE true
+INSERT INTO cache_artifacts
+    (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at, stored_at)
+SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now, iif(value ->> 4, :now, NULL)
+FROM json_each(:entries) WHERE true
 ON CONFLICT (key) DO UPDATE SET
     size_bytes = excluded.size_bytes,
     content_sha256 = coalesce(excluded.content_sha256, content_sha256),
     last_accessed_at = excluded.last_accessed_at,
-    updated_at = excluded.updated_at
+    updated_at = excluded.updated_at,
+    stored_at = coalesce(excluded.stored_at, stored_at)
 """
 
 DELETE = "DELETE FROM cache_artifacts WHERE key IN (SELECT value ->> 0 FROM json_each(:entries))"

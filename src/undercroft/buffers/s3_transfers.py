@@ -12,7 +12,7 @@ from undercroft.buffers.bufferable import Batch, QueueStats, as_json, in_batches
 INSERTS = "s3_inserts"
 DELETES = "s3_deletes"
 
-TransferType: TypeAlias = Literal["upload", "download"]
+TransferType: TypeAlias = Literal["upload", "download", "delete"]
 
 # What Python and the dictionaries hold for one entry with its strings: an insert with a key of 64
 # characters takes 470 by tracemalloc; keys may be several times as long.
@@ -21,7 +21,7 @@ DELETE_BYTES = 250
 
 
 class TransferInsert(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The artifact under `key` is to be moved. `id` is a UUIDv7.
+    """The artifact under `key` is to be moved, or its object removed. `id` is a UUIDv7.
 
     `inserted_at` is in microseconds since the epoch.
     """
@@ -126,11 +126,14 @@ def _size(event: TransferEvent) -> int:
 
 
 # A row in work is claimed and no longer in the unique index: what is queued meanwhile is a row of
-# its own. The second conflict, on id, is a replayed insert.
+# its own. A parked one that is queued again gets another chance, or new bytes would wait for the person
+# whom the old ones wait for. The last conflict, on id, is a replayed insert.
 INSERT = """
 INSERT INTO s3_transfers (id, type, account_handle, project_handle, artifact_type, key, inserted_at)
 SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
 FROM json_each(:entries) WHERE true
+ON CONFLICT (type, key) WHERE claimed_at IS NULL DO UPDATE
+    SET parked_at = NULL, attempts = 0, next_attempt_at = 0 WHERE parked_at IS NOT NULL
 ON CONFLICT DO NOTHING
 """
 

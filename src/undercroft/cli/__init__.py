@@ -3,13 +3,15 @@
 import typer
 
 import undercroft
-from undercroft.cli import serve
+from undercroft.cli import check, serve, transfers
 
 # Pretty exceptions would draw boxes into a log, with the values of local variables in them.
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.command(name="serve")(serve.serve)
+app.command(name="check")(check.check)
+app.add_typer(transfers.app, name="transfers")
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import apsw
 
 from undercroft.database.schema import Schema, check_file, is_current, migrate
+from undercroft.database.upkeep import DiskSize, copy_wal, size_on_disk, truncate_wal, wal_path
 from undercroft.durable import sync_file
 from undercroft.errors import ClosedError, DatabaseLockedError, DataDirectoryError
 
@@ -192,6 +193,8 @@ class Database:
         self._reader = self._thread("reader", self._open_reader)
         self._checkpointer = self._thread("checkpointer", self._open_reader_writer)
         self._checkpoint_due = False
+        self._truncating = False
+        self._wal_pages = 0
         self._restart_from = WAL_LIMIT_PAGES
         self.checkpoint_failures = 0
 
@@ -279,13 +282,45 @@ class Database:
         What is not in the WAL any more was synced by the checkpoint that moved it. A checkpoint would
         do as well, but not while another process holds a lock.
         """
-        wal = self.path.with_name(self.path.name + "-wal")
         with suppress(FileNotFoundError):
-            await asyncio.to_thread(sync_file, wal)
+            await asyncio.to_thread(sync_file, wal_path(self.path))
+
+    def size_on_disk(self) -> DiskSize:
+        """Bytes of the file and of its WAL. Raises OSError."""
+        return size_on_disk(self.path)
+
+    async def relieve_wal(self) -> None:
+        """Returns when a WAL that has grown is copied, but for what others commit meanwhile.
+
+        For whoever writes much without hurry: a WAL that is copied whole starts again by itself, but
+        one that only ever grows is restarted by the writer (`WAL_LIMIT_PAGES`), which holds up commits.
+        """
+        if self._wal_pages >= CHECKPOINT_PAGES:
+            # Behind the checkpoint that the last commit asked for; this one takes what came meanwhile.
+            with suppress(apsw.BusyError, apsw.LockedError):
+                await self._checkpointer.run(copy_wal)
+
+    async def truncate_wal(self) -> int | None:
+        """Empties the WAL into the file and cuts it to nothing; answers how many pages it had.
+
+        None when a reader or another process is in the way: an ordinary "not now". The checkpointer
+        copies nearly all of it, the writer is held up only by what was committed meanwhile. Raises
+        other errors of SQLite.
+        """
+        self._truncating = True
+        try:
+            in_wal = await self._checkpointer.run(copy_wal)
+            return in_wal if await self._writer.run(truncate_wal) else None
+        except (apsw.BusyError, apsw.LockedError):
+            return None
+        finally:
+            self._truncating = False
 
     def _on_commit(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         """Called by SQLite in the writer thread after each commit with the size of the WAL."""
-        if pages >= CHECKPOINT_PAGES and not self._checkpoint_due:
+        self._wal_pages = pages
+        # Next to a truncation it would be a second checkpoint at once, and one of them answers "busy".
+        if pages >= CHECKPOINT_PAGES and not self._checkpoint_due and not self._truncating:
             self._checkpoint_due = True
             self._checkpointer.post(self._checkpoint)
         return apsw.SQLITE_OK

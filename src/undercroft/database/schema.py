@@ -20,7 +20,8 @@ class Schema:
 
     name: str
     application_id: int
-    tables: tuple[str, ...]
+    tables: tuple[tuple[int, str], ...]
+    """Each with the version since which there is one."""
 
 
 # The last one says that a table is missing.
@@ -33,8 +34,19 @@ UNUSABLE = (
     apsw.SQLError,
 )
 
-KEY_VALUES = Schema("key_values", 0x55434B56, ("key_value_entries",))
-NODE = Schema("node", 0x55434E44, ("cache_artifacts", "s3_transfers", "artifact_totals"))
+KEY_VALUES = Schema("key_values", 0x55434B56, ((1, "key_value_entries"),))
+NODE = Schema(
+    "node",
+    0x55434E44,
+    (
+        (1, "cache_artifacts"),
+        (1, "s3_transfers"),
+        (1, "artifact_totals"),
+        (2, "cursors"),
+        (2, "boots"),
+        (2, "clean_jobs"),
+    ),
+)
 
 
 def migrations(schema: Schema) -> list[str]:
@@ -73,7 +85,7 @@ def _check_contents(path: Path, schema: Schema) -> None:
         version = _check_owner(connection, path, schema)
         if version:
             _check_length(connection, path)
-            _touch_both_ends(connection, schema)
+            _touch_both_ends(connection, [table for since, table in schema.tables if since <= version])
     finally:
         connection.close()
 
@@ -106,12 +118,12 @@ def _check_length(connection: apsw.Connection, path: Path) -> None:
         raise apsw.CorruptError(f"it has {path.stat().st_size} bytes of {whole}")
 
 
-def _touch_both_ends(connection: apsw.Connection, schema: Schema) -> None:
+def _touch_both_ends(connection: apsw.Connection, tables: list[str]) -> None:
     """Reads the first and the last row of each table: a truncated file fails here, whatever its size.
 
     A whole check reads the whole file, far too slow for a start; that is maintenance's work.
     """
-    for table in schema.tables:
+    for table in tables:
         for order in ("ASC", "DESC"):
             connection.execute(f"SELECT * FROM {table} ORDER BY rowid {order} LIMIT 1").fetchall()  # noqa: S608
 

@@ -54,16 +54,39 @@ class Capacity:
 
     def take(self, size: int, held: int = 0) -> None:
         """Reserves `size` bytes more for an upload that holds `held`, or raises; see `reserve`."""
-        if size > self._room():
+        if size > self.room():
             self._refuse(held + size)
         self.reserved += size
 
-    def _room(self) -> int:
-        """Bytes that are not used, not kept free, and not reserved."""
+    def room(self, to_come: int = 0) -> int:
+        """Bytes that are not used, not kept free, and not reserved; negative above a limit.
+
+        `to_come` are bytes of deleted files that the file system has yet to give back.
+        """
         total, free = self._volume()
         kept_free = int(total * (100 - self._limit_percent) / 100)
-        room = free - kept_free - (self.reserved - self.written)
+        room = free + to_come - kept_free - (self.reserved - self.written)
         return room if self._limit_bytes is None else min(room, self._limit_bytes - self.used - self.reserved)
+
+    def excess(self, percent: float, to_come: int = 0) -> int:
+        """Bytes above `percent` of the bound on artifacts or of the volume, whichever is more; 0 below both.
+
+        What uploads have reserved counts as if it were written; `to_come` is as in `room`.
+        """
+        total, free = self._volume()
+        occupied = total - free - to_come + self.reserved - self.written
+        excess = occupied - int(total * percent / 100)
+        if self._limit_bytes is not None:
+            excess = max(excess, self.used + self.reserved - int(self._limit_bytes * percent / 100))
+        return max(excess, 0)
+
+    def unexplained(self) -> int:
+        """Bytes taken on the volume by what is no artifact and no upload: deleted files still open, too.
+
+        Only good for comparison: blocks are larger than what is in them.
+        """
+        total, free = self._volume()
+        return total - free - self.used - self.written
 
     def _refuse(self, size: int) -> None:
         if size > self.limit():

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,11 @@ class Disk:
             return False
         return True
 
+    def is_shared(self) -> bool:
+        """Whether another living process works in the same data directory. Blocks."""
+        others = (directory for directory in self._temporaries.iterdir() if directory != self._mine)
+        return any(directory.is_dir() and not _is_abandoned(directory) for directory in others)
+
 
 def sha256_of(file: OpenFile) -> str:
     """SHA-256 of an open file, 64 lowercase hex digits. Blocks."""
@@ -247,3 +253,88 @@ def _with_parents(path: str, act: Callable[[], object]) -> None:
 def is_full(error: OSError) -> bool:
     """Whether the file system had no room (or no quota) left."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class Identity(NamedTuple):
+    """Tells a file from every other that ever had its name, as long as it is held open."""
+
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+    """When it last got or lost a name, among other things. Unlike `modified_ns` nobody can set it."""
+
+    @staticmethod
+    def of(status: os.stat_result) -> "Identity":
+        """What the system says of a file."""
+        return Identity(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class CheckedFile:
+    """A file that is held open while it is looked at. Leave it by `close`, whatever happened."""
+
+    identity = Identity(0, 0, 0, 0)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._drop_cache = False
+
+    def open(self) -> bool:
+        """Opens it; answers whether it is there. Raises OSError, also for what is no regular file. Blocks."""
+        # A link is not followed, and a pipe not waited for: neither is a file of ours.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            self._descriptor = os.open(self.path, flags)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", self.path)
+        self.identity = Identity.of(status)
+        # Whoever reads a file begins at its beginning: if that is not in memory nobody did lately.
+        self._drop_cache = not _is_cached(self._descriptor)
+        return True
+
+    @property
+    def file(self) -> OpenFile:
+        """The same for who serves it."""
+        found = self.identity
+        return OpenFile(self._descriptor, found.size, found.inode, found.modified_ns)
+
+    def is_still_there(self) -> bool:
+        """Whether this very file, unchanged, still has its name. Raises OSError. Blocks."""
+        return identity_at(self.path) == self.identity
+
+    def hash_piece(self, digest: "hashlib._Hash", offset: int, length: int) -> int:
+        """Adds a piece to a digest; answers its bytes, 0 at the end. Raises OSError. Blocks."""
+        piece = os.pread(self._descriptor, length, offset)
+        digest.update(piece)
+        if self._drop_cache:
+            # What nobody asked for must not push out of memory what is asked for.
+            os.posix_fadvise(self._descriptor, offset, len(piece), os.POSIX_FADV_DONTNEED)
+        return len(piece)
+
+    def close(self) -> None:
+        """Closes it. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def identity_at(path: str) -> Identity | None:
+    """The identity of what has this name now, links not followed; None if nothing has. Blocks."""
+    try:
+        return Identity.of(os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_cached(descriptor: int) -> bool:
+    try:
+        os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # the file system cannot say: its memory is left alone
+    return True

@@ -1,5 +1,9 @@
 """Bytes on their way in: a small body waits in memory, a large one flows into a temporary file."""
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from undercroft.errors import DigestMismatchError
 from undercroft.storage.disk import Disk, TemporaryFile
 
@@ -41,6 +45,11 @@ class Upload:
         written, self._spooled = self._spooled, 0
         return written
 
+    def open_for_reading(self) -> int:
+        """A descriptor of the temporary file, for who reads along; it outlives the name."""
+        assert self._file is not None  # noqa: S101  # only asked for after write_out
+        return os.open(self._file.path, os.O_RDONLY | os.O_CLOEXEC)
+
     def finish(self, expected_sha256: str | None) -> tuple[TemporaryFile, int]:
         """Writes the rest; answers the closed file and its inode. Blocks.
 
@@ -60,3 +69,23 @@ class Upload:
         if self._file is not None:
             self._file.discard()
             self._file = None
+
+
+def nobody(*_: object) -> None:
+    """Hears nothing."""
+
+
+@dataclass
+class Arrival:
+    """One artifact on its way in, and what is asked of it."""
+
+    key: str
+    upload: Upload
+    replace: bool
+    expected_sha256: str | None
+    from_object_store: bool = False
+    """Then it need not be uploaded to where it comes from."""
+    check: Callable[[], None] = nobody
+    """Raises if the artifact is not wanted any more; asked right before it gets its name."""
+    on_written: Callable[[], None] = nobody
+    """Told each time that more of it can be read in the upload's file."""

@@ -31,7 +31,8 @@ COMMIT_WAIT = "undercroft.buffer.commit_wait"
 """Somebody waited for a commit. Measurement seconds; metadata buffer."""
 
 DOWNLOAD = "undercroft.artifact.download"
-"""An artifact was asked for. Measurement bytes sent; metadata tool, result (hit, miss, error)."""
+"""An artifact was asked for. Measurement bytes sent; metadata tool, result (hit, s3_hit, miss, s3_miss,
+error)."""
 
 UPLOAD = "undercroft.artifact.upload"
 """An upload ended. Measurement bytes; metadata tool, reason of an error, result (created, replaced,
@@ -42,6 +43,41 @@ KEY_VALUE_GET = "undercroft.key_value.get"
 
 KEY_VALUE_PUT = "undercroft.key_value.put"
 """A key value was written, or not. Measurement count; metadata result (success, error)."""
+
+OBJECT_STORE_REQUEST = "undercroft.object_store.request"
+"""The object store was asked. Measurement duration_ms; metadata operation (head, download, upload,
+delete, list), result (found, absent, done, throttled, error)."""
+
+TRANSFER = "undercroft.transfer"
+"""A transfer was worked on. Measurement bytes; metadata type, result (moved, skipped, gone, retried,
+parked)."""
+
+HYDRATION = "undercroft.hydration"
+"""An artifact was fetched from the object store. Measurement bytes; metadata result (stored, absent,
+failed, refused)."""
+
+DISK_EVICTED = "undercroft.disk.evicted"
+"""An artifact was evicted. Measurements bytes (0 if its file was missing), age_seconds since its last
+access."""
+
+KEY_VALUES_EVICTED = "undercroft.key_values.evicted"
+"""A slice of key values was evicted. Measurements count, age_seconds of the youngest of them; metadata
+reason (age, size)."""
+
+RECONCILED = "undercroft.reconciled"
+"""Reconcile looked at something. Measurement count; metadata found (agrees, adopted, removed,
+row_without_file, damaged, foreign, failed)."""
+
+RECONCILE_ROUND = "undercroft.reconcile.round"
+"""Reconcile has seen everything once. Measurement duration_seconds."""
+
+UPKEEP = "undercroft.database.upkeep"
+"""Maintenance did a step. Measurement pages (given back, or copied out of the WAL); metadata database,
+step (vacuum, truncate, optimize), result (done, busy)."""
+
+CLEANED = "undercroft.project.cleaned"
+"""Something of a project was removed. Measurement count; metadata what (key_values, artifacts,
+transfers, objects)."""
 
 Measurements: TypeAlias = Mapping[str, float]
 Metadata: TypeAlias = Mapping[str, str]

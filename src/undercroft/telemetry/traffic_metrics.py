@@ -23,8 +23,8 @@ DOWNLOAD_COUNTERS = {
     "disk_hits": "downloads served from disk",
     "disk_misses": "downloads of what is not on disk",
     "errors": "downloads that failed",
-    "s3_hits": "downloads served from the object store (there is none yet)",
-    "s3_misses": "downloads of what the object store does not have (there is none yet)",
+    "s3_hits": "downloads served from the object store",
+    "s3_misses": "downloads of what the object store does not have",
 }
 UPLOAD_COUNTERS = {
     "attempts": "uploads begun, however they ended",
@@ -38,8 +38,15 @@ TRANSFERS = {
     "total": "Transfers to and from the object store that wait or are being made",
 }
 
-# What a download counts as, on existing dashboards. Without an object store a miss on disk is a miss.
-DOWNLOAD_MEANS = {"hit": ("hits", "disk_hits"), "miss": ("disk_misses",), "error": ("errors",)}
+# What a download counts as, on existing dashboards. A "miss" is on no disk, and the object store was not
+# asked or did not answer in time.
+DOWNLOAD_MEANS = {
+    "hit": ("hits", "disk_hits"),
+    "s3_hit": ("hits", "disk_misses", "s3_hits"),
+    "miss": ("disk_misses",),
+    "s3_miss": ("disk_misses", "s3_misses"),
+    "error": ("errors",),
+}
 UPLOAD_MEANS = {"created": "success", "replaced": "success", "exists": "exists", "cancelled": "cancelled"}
 
 DOWNLOAD_RESULTS = tuple(DOWNLOAD_MEANS)
@@ -79,8 +86,6 @@ class TrafficMetrics:
         self._puts = self._tallies.declare("cache_kv_put", "Key values sent")
         self._put_successes = self._tallies.declare("cache_kv_put_success", "Key values stored")
         self._put_errors = self._tallies.declare("cache_kv_put_errors", "Key values not stored")
-        # Dashboards have it; nothing evicts key values yet.
-        self._tallies.declare("cache_kv_eviction_entries", "Key values evicted (none are yet)")
         self._transfers = {
             name: Gauge(f"tuist_cache_s3_transfers_pending_{name}", text, registry=prometheus.registry)
             for name, text in TRANSFERS.items()
@@ -148,7 +153,7 @@ class TrafficMetrics:
         (self._put_successes if metadata["result"] == "success" else self._put_errors).add()
 
     def set_pending_transfers(self, by_type: Mapping[str, int]) -> None:
-        """Takes the numbers of rows by `upload` and `download`, read before each scrape."""
+        """Takes the numbers of rows by type, read before each scrape."""
         self._transfers["uploads"].set(by_type.get("upload", 0))
         self._transfers["downloads"].set(by_type.get("download", 0))
         self._transfers["total"].set(sum(by_type.values()))

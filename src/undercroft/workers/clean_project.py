@@ -1,0 +1,248 @@
+"""Cleaning a project: everything of it that was written before a request is removed in the background."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple, TypeAlias
+
+import apsw
+import msgspec
+import structlog
+
+from undercroft.artifacts import CacheArtifacts
+from undercroft.clock import now_us
+from undercroft.database import Database
+from undercroft.errors import ClosedError, UndercroftError
+from undercroft.key_values import KeyValueStore
+from undercroft.s3.object_store import ObjectStore
+from undercroft.s3.transfers import S3Transfers
+from undercroft.storage.disk import Disk
+from undercroft.telemetry.events import Events
+from undercroft.workers.clean_jobs import STAGES, CleanJob, CleanJobs
+from undercroft.workers.clean_objects import ObjectStage
+from undercroft.workers.clean_run import CleanRun, SupersededError
+from undercroft.workers.clean_stages import NodeStages
+
+log = structlog.get_logger(__name__)
+
+Project: TypeAlias = tuple[str, str]
+"""The handles of account and project, checked and in lower case."""
+
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 60.0
+
+# How soon jobs are seen that another process on the same data directory was asked for.
+LOOK_AGAIN_S = 5.0
+
+# What goes by: somebody has a lock, a disk is full or bad, the object store is away.
+PASSING = (apsw.Error, OSError, UndercroftError)
+
+
+class CleanTarget(NamedTuple):
+    """What is cleaned. `nothing_in_work(prefix)`: see `NodeStages`."""
+
+    key_value_database: Database
+    node_database: Database
+    key_values: KeyValueStore
+    artifacts: CacheArtifacts
+    disk: Disk
+    transfers: S3Transfers
+    object_store: ObjectStore | None = None
+    nothing_in_work: Callable[[str], Awaitable[None]] | None = None
+
+
+class CleanProject:
+    """Takes requests to clean a project and carries them out, also after a restart.
+
+    Of the projects that wait the one that is least far gets the next turn, for a stage: key values are
+    what a build finds everything else by, and a store that is down holds up nobody's local part.
+    """
+
+    def __init__(
+        self,
+        target: CleanTarget,
+        telemetry: Events,
+        *,
+        first_retry_s: float = FIRST_RETRY_S,
+        longest_retry_s: float = LONGEST_RETRY_S,
+    ) -> None:
+        self._key_values = target.key_values
+        self._artifacts = target.artifacts
+        self._telemetry = telemetry
+        self._retry_s = first_retry_s, longest_retry_s
+        self._jobs = CleanJobs(target.node_database)
+        node = NodeStages(
+            target.key_value_database,
+            target.node_database,
+            target.artifacts,
+            target.disk,
+            target.nothing_in_work,
+        )
+        self._stages: dict[str, Callable[[CleanRun], Awaitable[None]]] = {
+            "key_values": node.key_values,
+            "artifacts": node.artifacts,
+            "transfers": node.transfers,
+        }
+        if target.object_store is not None:
+            objects = ObjectStage(target.object_store, self._jobs, target.transfers, node.is_newer)
+            self._stages["objects"] = objects.remove
+        self._is_newer = node.is_newer
+        target.artifacts.is_doomed = self._is_doomed
+        self._runs: dict[Project, CleanRun] = {}
+        self._arriving: Counter[Project] = Counter()
+        self._cleanings: Counter[Project] = Counter()
+        self._wake = asyncio.Event()
+        self._look_failing: str | None = None
+
+    async def open(self) -> None:
+        """Reads which jobs are not done. Raises what SQLite raises."""
+        for job in await self._jobs.unfinished():
+            self._take(job)
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def newest_job(self, account: str, project: str) -> CleanJob | None:
+        """The newest job of the project, None if there never was one. One point query."""
+        return self._jobs.newest(account, project)
+
+    @property
+    def unfinished(self) -> int:
+        """Projects that are being cleaned, or wait for it."""
+        return len(self._runs)
+
+    def is_being_cleaned(self, key: str) -> bool:
+        """Whether what the object store has under this artifact key may be from before a request."""
+        project = _project_of(key)
+        return project in self._runs or project in self._arriving
+
+    def cleanings(self, key: str) -> int:
+        """How many requests there were for the project of this artifact key since the node started.
+
+        Who fetches an object compares it before and after: a whole job may fit in between.
+        """
+        return self._cleanings[_project_of(key)]
+
+    def _is_doomed(self, key: str) -> bool:
+        """Whether an artifact that is there will go: whoever stores it again must not hear "exists"."""
+        run = self._runs.get(_project_of(key))
+        return run is not None and not self._is_newer(key, run.cutoff)
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    async def request(self, account: str, project: str) -> CleanJob:
+        """Takes a request: once this returns, it is carried out whatever happens to the process.
+
+        What is acknowledged before the call goes, what is written after its return stays. Raises
+        `CommitTimeoutError`, `DatabaseLockedError`, `DataDirectoryError`, `ClosedError`.
+        """
+        with self._announced((account, project)):
+            # From here on nobody begins to publish what the object store has, and those who had begun
+            # before must be over: their rows would look newer than the request.
+            await self._artifacts.locks.at_rest(f"{account}/{project}/")
+            await self._key_values.flush()
+            await self._artifacts.flush()
+            # A row gets the time of its commit: all that was there now has an earlier one.
+            job = await self._jobs.add(account, project, now_us())
+            self._take(job)
+        return job
+
+    @contextmanager
+    def _announced(self, project: Project) -> Iterator[None]:
+        self._cleanings[project] += 1
+        self._arriving[project] += 1
+        try:
+            yield
+        finally:
+            self._arriving[project] -= 1
+            if not self._arriving[project]:
+                del self._arriving[project]
+            # Also for a request that was cancelled: it may have been too late for that.
+            self._wake.set()
+
+    def _take(self, job: CleanJob) -> None:
+        project = job.account, job.project
+        current = self._runs.get(project)
+        if current is not None:
+            if current.job.id >= job.id:
+                return
+            current.superseded = True
+        self._runs[project] = CleanRun(job, self._jobs, self._telemetry, self._retry_s[0])
+
+    # --- the worker -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Carries out requests until it is cancelled or the node closes its parts."""
+        while True:
+            try:
+                await self.work()
+            except ClosedError:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._rest_s()):
+                    await self._wake.wait()
+
+    async def work(self) -> None:
+        """Does all that can be done now. Raises `ClosedError`."""
+        self._wake.clear()
+        await self._look()
+        while (run := self._due()) is not None:
+            await self._do_stage(run)
+
+    async def _look(self) -> None:
+        """Takes jobs that were added by others, or by a request that did not live to take its own."""
+        try:
+            await self.open()
+        except apsw.Error as error:
+            reason = str(error)
+            if reason != self._look_failing:
+                log.warning("clean_jobs_not_read", error=reason)
+            self._look_failing = reason
+        else:
+            self._look_failing = None
+
+    def _due(self) -> CleanRun | None:
+        now = time.monotonic()
+        due = [run for run in self._runs.values() if run.due_at <= now]
+        return min(due, key=lambda run: (STAGES.index(run.job.stage), run.job.id), default=None)
+
+    def _rest_s(self) -> float:
+        next_due = min((run.due_at for run in self._runs.values()), default=float("inf"))
+        return min(max(next_due - time.monotonic(), 0), LOOK_AGAIN_S)
+
+    async def _do_stage(self, run: CleanRun) -> None:
+        run.begin()
+        try:
+            stage = self._stages.get(run.job.stage)
+            if stage is not None:  # without an object store there is none for objects
+                await stage(run)
+            await self._enter_next(run)
+        except SupersededError:
+            run.end()
+        except ClosedError:
+            raise
+        except PASSING as error:
+            await self._put_off(run, f"{type(error).__name__}: {error}")
+
+    async def _enter_next(self, run: CleanRun) -> None:
+        stage = STAGES[STAGES.index(run.job.stage) + 1]
+        await self._jobs.enter(run.job, stage)
+        run.job = msgspec.structs.replace(run.job, stage=stage)
+        run.got_on()
+        if stage == "done":
+            run.end()
+            project = run.job.account, run.job.project
+            if self._runs.get(project) is run:
+                del self._runs[project]
+
+    async def _put_off(self, run: CleanRun, reason: str) -> None:
+        run.put_off(reason, self._retry_s[1])
+        # What cannot be written now may be just this.
+        with suppress(apsw.Error):
+            await self._jobs.failed(run.job, reason)
+
+
+def _project_of(key: str) -> Project:
+    account, project, _ = key.split("/", 2)
+    return account, project

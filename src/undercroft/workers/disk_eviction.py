@@ -1,0 +1,356 @@
+"""Eviction of artifacts: the longest unused go, so that the disk stays below its watermarks."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import apsw
+import structlog
+
+from undercroft.artifacts import CacheArtifacts
+from undercroft.clock import now_us
+from undercroft.database import Database
+from undercroft.errors import ClosedError, CommitTimeoutError, UndercroftError
+from undercroft.storage.capacity import Capacity
+from undercroft.storage.waiting_line import WaitingLine
+from undercroft.telemetry import events
+from undercroft.telemetry.events import Events
+
+log = structlog.get_logger(__name__)
+
+# Artifacts chosen with one query. What was used before the query counts.
+SLICE_ROWS = 256
+
+# Artifacts deleted at once: enough to keep the disk's threads busy between two turns of the event loop.
+CHUNK = 8
+
+# So many slices in a row of which nothing could go, because all was used again since: then it goes.
+MOST_SPARED_SLICES = 3
+
+# So many artifacts in a row that cannot be deleted: it is not the artifacts that are at fault.
+MOST_FAILURES = 16
+
+# How long a pass waits for the commit of what was used lately. A full disk may take no commit before
+# something went.
+FLUSH_S = 1.0
+
+# How often a pass looks again while uploads wait for what others will release.
+POLL_S = 0.02
+
+# A pass that failed is followed by the next one no sooner.
+RETRY_S = 1.0
+
+PROGRESS_S = 5.0
+
+
+class Candidate(NamedTuple):
+    """A row that may go. `used_at` in microseconds since the epoch."""
+
+    id: int
+    key: str
+    size: int
+    used_at: int
+    uploading: bool
+
+
+class Pass:
+    """What one pass has done so far."""
+
+    def __init__(self, capacity: Capacity, reason: str) -> None:
+        self._capacity = capacity
+        self._reason = reason
+        self.artifacts = 0
+        self.failures_in_a_row = 0
+        self.may_flush = True
+        self._bytes = 0
+        self._uploads_pending = 0
+        self._started = self._reported = time.monotonic()
+        self.see_the_truth()
+
+    def see_the_truth(self) -> None:
+        """From here on the file system is taken at its word again."""
+        self._unlinked = 0
+        self._unexplained = self._capacity.unexplained()
+
+    @property
+    def to_come(self) -> int:
+        """Bytes of deleted files that the file system has not given back: somebody reads them still.
+
+        To delete more for their sake would let a few slow readers cost the whole cache.
+        """
+        return min(max(self._capacity.unexplained() - self._unexplained, 0), self._unlinked)
+
+    def add(self, candidate: Candidate, freed: int) -> None:
+        """Counts an artifact that went."""
+        self.artifacts += 1
+        self._bytes += freed
+        self._unlinked += freed
+        self._uploads_pending += candidate.uploading
+        if time.monotonic() - self._reported >= PROGRESS_S:
+            self._reported = time.monotonic()
+            self._log("disk_eviction_goes_on")
+
+    def close(self) -> None:
+        """Says what was done, if anything was."""
+        if self.artifacts:
+            self._log("disk_evicted")
+
+    def _log(self, event: str) -> None:
+        log.info(
+            event,
+            reason=self._reason,
+            artifacts=self.artifacts,
+            uploads_pending=self._uploads_pending,
+            bytes_freed=self._bytes,
+            used=self._capacity.used,
+            limit=self._capacity.limit(),
+            duration_ms=round((time.monotonic() - self._started) * 1_000),
+        )
+
+
+class DiskEviction:
+    """Deletes the artifacts that were not used for longest, whenever there are too many bytes of them.
+
+    Above `high_percent` of the bound on artifacts, or of the volume, it deletes until `target_percent`;
+    that is looked at every `interval_ms`. An upload without room wakes it at once. Artifacts that are
+    not in the object store yet go last.
+
+    What SQLite or the disk refuses is logged and tried again; `failures` counts it.
+    """
+
+    def __init__(
+        self,
+        artifacts: CacheArtifacts,
+        database: Database,
+        capacity: Capacity,
+        telemetry: Events,
+        *,
+        high_percent: float,
+        target_percent: float,
+        interval_ms: int,
+        patience_ms: int = 1_000,
+    ) -> None:
+        """`patience_ms`: how long uploads wait for what others hold when nothing can be deleted any more."""
+        self._artifacts = artifacts
+        self._database = database
+        self._capacity = capacity
+        self._telemetry = telemetry
+        self._high_percent = high_percent
+        self._target_percent = target_percent
+        self._interval_s = interval_ms / 1_000
+        self._patience_s = patience_ms / 1_000
+        self._line = WaitingLine()
+        self._draining = False
+        self._failing = False
+        self.failures = 0
+        """Artifacts that could not be deleted, and passes that came to nothing."""
+
+    async def make_room(self, size: int) -> bool:
+        """Waits until `size` more bytes can be reserved; False when there will be no room for them now.
+
+        Whoever hears True reserves before it awaits anything. False as well while `run` does not run.
+        """
+        return await self._line.join(size)
+
+    async def run(self) -> None:
+        """Evicts whenever there is a reason to, until it is cancelled or the node closes its parts."""
+        self._line.open()
+        try:
+            while True:
+                await self.run_once()
+                await self._next()
+        except ClosedError:
+            return
+        finally:
+            self._line.close()
+
+    async def _next(self) -> None:
+        """Waits for an upload without room, at most until the next tick."""
+        if self._failing:
+            # Whoever joins now waits for this, too: no client can make it try without a pause.
+            await asyncio.sleep(min(RETRY_S, self._interval_s))
+            return
+        self._line.news.clear()
+        if not self._line:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._line.news.wait()
+
+    async def run_once(self) -> None:
+        """Evicts until all is well, and answers everybody who waits for room. Raises `ClosedError`."""
+        one = Pass(self._capacity, "reservation" if self._line else "watermark")
+        try:
+            await self._evict(one)
+        except ClosedError:
+            raise
+        except (apsw.Error, OSError, UndercroftError) as error:
+            self._failed(error)
+        else:
+            self._recovered()
+        finally:
+            one.close()
+            self._line.refuse_all()
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        if not self._failing:  # once, not at every attempt
+            log.warning("disk_eviction_failed", error=f"{type(error).__name__}: {error}")
+        self._failing = True
+
+    def _recovered(self) -> None:
+        if self._failing:
+            log.info("disk_eviction_recovered")
+        self._failing = False
+
+    # --- one pass ---------------------------------------------------------------------------------
+
+    async def _evict(self, one: Pass) -> None:
+        """Sweeps until nobody waits for room any more, one way or the other."""
+        since = time.monotonic()
+        while True:
+            if await self._sweep(one):
+                since = time.monotonic()
+            if not self._line:
+                return
+            if time.monotonic() - since >= self._patience_s or not self._may_hope(one):
+                self._give_up(one)
+            await asyncio.sleep(POLL_S)
+
+    def _may_hope(self, one: Pass) -> bool:
+        """Whether room may come yet: from uploads that end, from readers that do.
+
+        And from what was published while the last sweep was under way, which it did not see.
+        """
+        return self._capacity.reserved > 0 or self._capacity.used > 0 or one.to_come > 0
+
+    def _give_up(self, one: Pass) -> None:
+        if one.to_come:
+            # Whoever still reads what was deleted takes too long: others have to go in its place.
+            one.see_the_truth()
+        elif not self._line.serve(self._capacity.room(), overtaking=True):
+            # Not all at once: with what those held that are sent away the others may get by.
+            self._line.refuse_some()
+
+    async def _sweep(self, one: Pass) -> bool:
+        """Evicts until there is room enough or nothing left; answers whether that changed anything."""
+        before, served = one.artifacts, self._serve()
+        served += await self._sweep_rows(one, SPARING_UPLOADS, spare_used=True)
+        served += await self._sweep_rows(one, ALL, spare_used=False)
+        return served > 0 or one.artifacts > before
+
+    async def _sweep_rows(self, one: Pass, query: str, *, spare_used: bool) -> int:
+        """Evicts what the query finds, the longest unused first; answers how many uploads got room."""
+        served = spared_slices = 0
+        after = FIRST
+        while self._too_many(one) > 0 and spared_slices < MOST_SPARED_SLICES:
+            rows = await self._choose(one, query, after)
+            if not rows:
+                break
+            after = rows[-1]
+            before = one.artifacts
+            served += await self._evict_rows(one, rows, spare_used=spare_used)
+            spared_slices = 0 if one.artifacts > before else spared_slices + spare_used
+        return served
+
+    def _serve(self) -> int:
+        return self._line.serve(self._capacity.room())
+
+    def _too_many(self, one: Pass) -> int:
+        """Bytes that have to go still."""
+        to_come = one.to_come
+        if self._capacity.excess(self._high_percent, to_come):
+            self._draining = True
+        too_many = self._capacity.excess(self._target_percent, to_come) if self._draining else 0
+        self._draining = too_many > 0
+        if self._line:
+            too_many = max(too_many, self._line.wanted - self._capacity.room(to_come))
+        return too_many
+
+    async def _choose(self, one: Pass, query: str, after: Candidate) -> list[Candidate]:
+        """The next slice of rows."""
+        if one.may_flush:
+            one.may_flush = await self._flush()
+        values = {"used_at": after.used_at, "id": after.id, "rows": SLICE_ROWS}
+        return await self._database.read(
+            lambda connection: [Candidate(*row) for row in connection.execute(query, values)]
+        )
+
+    async def _flush(self) -> bool:
+        """Lets what was used lately count; answers whether it was committed in time."""
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                await self._artifacts.flush()
+        except (TimeoutError, CommitTimeoutError):
+            # Not even what was deleted can be committed on a full disk, so there is no waiting for it.
+            log.warning("disk_eviction_by_committed_rows_only")
+            return False
+        return True
+
+    # --- one slice --------------------------------------------------------------------------------
+
+    async def _evict_rows(self, one: Pass, rows: Sequence[Candidate], *, spare_used: bool) -> int:
+        """Evicts the rows until enough is freed; answers how many uploads got room by that."""
+        served = 0
+        while rows and (too_many := self._too_many(one)) > 0:
+            chunk = _first_of(rows, too_many)
+            rows = rows[len(chunk) :]
+            results = await asyncio.gather(
+                *(self._evict_one(row, spare_used=spare_used) for row in chunk), return_exceptions=True
+            )
+            for row, result in zip(chunk, results, strict=True):
+                self._count(one, row, result)
+            served += self._serve()
+        return served
+
+    async def _evict_one(self, row: Candidate, *, spare_used: bool) -> int | None:
+        return await self._artifacts.evict(row.key, unless_used_after=row.used_at if spare_used else EVER)
+
+    def _count(self, one: Pass, row: Candidate, result: int | BaseException | None) -> None:
+        """Tells what became of one artifact. Raises what is not about this one."""
+        if isinstance(result, OSError):
+            self.failures += 1
+            one.failures_in_a_row += 1
+            log.warning("artifact_not_evicted", key=row.key, error=str(result))
+            if one.failures_in_a_row < MOST_FAILURES:
+                return
+        if isinstance(result, BaseException):
+            raise result
+        if result is None:
+            return
+        one.failures_in_a_row = 0
+        one.add(row, result)
+        age = max(now_us() - row.used_at, 0) / 1_000_000
+        self._telemetry.emit(events.DISK_EVICTED, {"bytes": result, "age_seconds": age}, {})
+
+
+def _first_of(rows: Sequence[Candidate], too_many: int) -> Sequence[Candidate]:
+    """As many of the rows as may go at once, none of them in vain."""
+    total = 0
+    for count, row in enumerate(rows[:CHUNK], start=1):
+        total += row.size
+        if total >= too_many:
+            return rows[:count]
+    return rows[:CHUNK]
+
+
+# No use is later: a time in microseconds that SQLite can hold.
+EVER = 2**63 - 1
+
+# Below every row.
+FIRST = Candidate(-1, "", 0, -1, uploading=False)
+
+UPLOADING = "EXISTS (SELECT 1 FROM s3_transfers AS t WHERE t.key = a.key AND t.type = 'upload')"
+
+# In the order of the index, id being part of it.
+CHOOSE = """
+SELECT id, key, size_bytes, last_accessed_at, {uploading}
+FROM cache_artifacts AS a
+WHERE (last_accessed_at, id) > (:used_at, :id) {which}
+ORDER BY last_accessed_at, id LIMIT :rows
+"""
+
+SPARING_UPLOADS = CHOOSE.format(uploading="0", which=f"AND NOT {UPLOADING}")
+
+ALL = CHOOSE.format(uploading=UPLOADING, which="")

@@ -1,0 +1,21 @@
+"""How long a worker waits for somebody else."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from undercroft.errors import ObjectStoreError
+
+T = TypeVar("T")
+
+
+async def in_time(answer: Awaitable[T], seconds: float, what: str) -> T:
+    """What is awaited; `what` names it. Raises `ObjectStoreError` if it does not come in time."""
+    patience = asyncio.timeout(seconds)
+    try:
+        async with patience:
+            return await answer
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        raise ObjectStoreError(f"waited {seconds:g} s for {what}", throttled=True) from None

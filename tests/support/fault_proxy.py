@@ -1,0 +1,208 @@
+"""A TCP proxy in front of a store, whose faults are switched on and off while it runs.
+
+It has a thread and an event loop of its own, so tests of either kind use it alike. HTTP/1.1 only; the
+`Host` header passes unchanged, so requests must be signed for the address of the proxy.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Literal, TypeVar
+
+from tests.support.http_side import HttpSide
+
+Mode = Literal["pass", "reset", "cut", "stall", "answer"]
+T = TypeVar("T")
+PATIENCE_S = 20
+
+SLOW_DOWN = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n'
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done with each request from now on. Counts are bytes of the body of the answer.
+
+    `reset` ends the connection with RST after `after` bytes, `cut` closes it in good order (None: before
+    the head), `stall` says nothing more (None: the request does not even reach the store); `answer`
+    sends `status` and `body` in place of the store.
+    """
+
+    mode: Mode = "pass"
+    after: int | None = None
+    status: int = 503
+    body: bytes = SLOW_DOWN
+    latency_s: float = 0
+    bytes_per_s: float | None = None
+    only: str = ""
+    """Concerns only requests whose first line contains this."""
+
+
+@dataclass
+class Seen:
+    """What went through."""
+
+    connections: int = 0
+    requests: list[str] = field(default_factory=list)
+    """First lines of the requests, without the version."""
+    body_bytes_down: int = 0
+    """Of answers, towards the client."""
+
+
+class FaultProxy:
+    """Stands at `url` for the store at `target_port`, both on loopback."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._fault = Fault()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Condition()
+        self.port = 0
+        self.seen = Seen()
+        self.answer_ranges_with_206 = True
+        """`rclone serve s3` answers a range with 200, which a store should not: this makes it 206."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "FaultProxy":
+        self._thread.start()
+        self.accept()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.refuse()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE_S)
+        self._loop.close()
+
+    def set(self, fault: Fault) -> None:
+        """Requests that begin from now on meet this fault."""
+        self._fault = fault
+
+    def refuse(self) -> None:
+        """Ends all connections; new ones are refused until `accept`."""
+        self._do(self._close())
+
+    def accept(self) -> None:
+        """Connections are accepted (again), on the same port."""
+        self._do(self._listen())
+
+    def wait_for_requests(self, count: int, beginning: str = "") -> None:
+        """Returns when so many requests that begin so were seen. From a coroutine: `asyncio.to_thread`."""
+        self._do(self._until(lambda: sum(each.startswith(beginning) for each in self.seen.requests) >= count))
+
+    def wait_for_bytes(self, count: int) -> None:
+        """Returns when so many bytes of bodies were sent to the client."""
+        self._do(self._until(lambda: self.seen.body_bytes_down >= count))
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for task in (serving := tuple(self._serving)):
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+    async def _until(self, seen: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S), self._news:
+            await self._news.wait_for(seen)
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        self.seen.connections += 1
+        client = HttpSide(reader, writer)
+        store: HttpSide | None = None
+        try:
+            store = HttpSide(*await asyncio.open_connection("127.0.0.1", self._target_port))
+            while head := await client.head():
+                await self._exchange(head, client, store)
+        except asyncio.CancelledError:
+            client.reset()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._serving.discard(task)
+            for side in filter(None, (client, store)):
+                side.close()
+
+    async def _exchange(self, head: bytes, client: HttpSide, store: HttpSide) -> None:
+        first_line = head.split(b" HTTP/", 1)[0].decode("latin-1")
+        fault = self._fault if self._fault.only in first_line else Fault()
+        self.seen.requests.append(first_line)
+        await self._tell()
+        await asyncio.sleep(fault.latency_s)
+        if fault.mode == "stall" and fault.after is None:
+            await asyncio.Event().wait()
+        if fault.mode == "answer":
+            await self._answer_instead(head, client, fault)
+        else:
+            await store.send(head)
+            await client.copy_body(head, store.send)
+            await self._answer(first_line.startswith("HEAD "), client, store, fault)
+
+    async def _answer_instead(self, head: bytes, client: HttpSide, fault: Fault) -> None:
+        await client.copy_body(head, None)
+        line = f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\n"
+        headers = f"content-type: application/xml\r\ncontent-length: {len(fault.body)}\r\n\r\n"
+        body = b"" if head.startswith(b"HEAD ") else fault.body
+        await client.send((line + headers).encode() + body)
+
+    async def _answer(self, is_head: bool, client: HttpSide, store: HttpSide, fault: Fault) -> None:
+        if fault.after is None and fault.mode in ("reset", "cut"):
+            await self._strike(client, fault)
+        head = await store.head()
+        while head.startswith(b"HTTP/1.1 100"):
+            head = await store.head()
+        if self.answer_ranges_with_206 and b"\r\ncontent-range:" in head.lower():
+            head = head.replace(b" 200 OK", b" 206 Partial Content", 1)
+        await client.send(head)
+        if is_head or b" 204 " in head.split(b"\r\n", 1)[0]:
+            return
+
+        async def down(piece: bytes) -> None:
+            await self._down(piece, client, fault, store)
+
+        store.body_bytes = 0
+        if fault.after == 0:
+            await self._strike(client, fault)
+        await store.copy_body(head, down)
+
+    async def _down(self, piece: bytes, client: HttpSide, fault: Fault, store: HttpSide) -> None:
+        left = len(piece) if fault.after is None else max(fault.after - store.body_bytes, 0)
+        await client.send(piece[:left])
+        store.body_bytes += len(piece[:left])
+        self.seen.body_bytes_down += len(piece[:left])
+        await self._tell()
+        if fault.bytes_per_s is not None:
+            await asyncio.sleep(len(piece) / fault.bytes_per_s)
+        if fault.after is not None and store.body_bytes >= fault.after:
+            await self._strike(client, fault)
+
+    async def _strike(self, client: HttpSide, fault: Fault) -> None:
+        if fault.mode == "stall":
+            await asyncio.Event().wait()
+        if fault.mode == "reset":
+            client.reset()
+        raise ConnectionAbortedError
