@@ -120,7 +120,9 @@ async def test_stop_cancels_requests_that_do_not_end(tmp_path: Path) -> None:
         assert served.node.capacity.reserved == 0
         assert served.rows("SELECT key FROM cache_artifacts") == []
     assert [
-        path for path in (tmp_path / "data").rglob("*") if path.is_file() and path.suffix != ".sqlite"
+        path
+        for path in (tmp_path / "data").rglob("*")
+        if path.is_file() and path.suffix not in (".sqlite", ".lock")
     ] == []
     assert open_files(tmp_path) == []
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -213,30 +214,48 @@ async def test_cancelled_inside_a_silent_body(store: ObjectStore, proxy: FaultPr
     await upload(store)
     proxy.set(Fault("stall", after=2_000_000))
     body = await store.get(KEY)
-    assert body is not None
-    chunks = body.chunks()
-    first = await anext(chunks)
-    assert DATA.startswith(first)
-    rest = asyncio.ensure_future(read(body))
+    reading = asyncio.ensure_future(read(body))
     await asyncio.to_thread(proxy.wait_for_bytes, 2_000_000)
-    rest.cancel()
+    reading.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await rest
+        await reading
+    assert body is not None
     body.close()
-    assert await store.head(KEY) is not None
+    proxy.set(Fault())
+    assert await download(store) == DATA
+
+
+class HeldFile(io.BytesIO):
+    """A file whose third piece can be read only when `go` is set."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.reads = 0
+        self.third = threading.Event()
+        self.go = threading.Event()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads == 3:
+            self.third.set()
+            assert self.go.wait(20)
+        return super().read(size)
 
 
 async def test_cancelled_between_parts_it_takes_back_those_that_are_there(
     store: ObjectStore, proxy: FaultProxy, s3_endpoint: S3Endpoint
 ) -> None:
-    held = Fault(latency_s=0.2, only="partNumber=2")
-    proxy.set(held)
-    uploading = asyncio.ensure_future(upload_large(store))
-    await asyncio.to_thread(proxy.wait_for_requests, 3)
+    file = HeldFile(bytes(LARGE))
+    uploading = asyncio.ensure_future(store.put(KEY, file, LARGE, SHA))
+    await asyncio.to_thread(file.third.wait, 20)
     uploading.cancel()
+    await asyncio.sleep(0)  # the order to cancel, then its arrival
+    await asyncio.sleep(0)
+    file.go.set()
     with pytest.raises(asyncio.CancelledError):
         await uploading
     await asyncio.to_thread(proxy.wait_for_requests, 1, "DELETE ")
+    assert file.reads == 3
     assert s3_endpoint.files() == {}
 
 

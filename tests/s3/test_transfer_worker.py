@@ -404,6 +404,40 @@ async def test_what_was_stored_again_is_not_deleted(rig: WorkerRig, store: Memor
     assert await rig.transfer_rows() == []
 
 
+async def test_delete_of_what_has_a_row_and_no_file(rig: WorkerRig, store: MemoryStore) -> None:
+    """As SIGKILL leaves it, between the commit of the transfer and that of the row."""
+    await rig.store(b"content")
+    rig.path().unlink()
+    await rig.execute("DELETE FROM s3_transfers")
+    store.keep(KEY, b"content")
+    await rig.transfers.enqueue_delete(KEY)
+    rig.start()
+    assert await rig.ended(1) == [("delete", "moved", 0)]
+    assert store.contents() == {}
+
+
+async def test_delete_that_is_claimed_before_the_artifact_is_gone(rig: WorkerRig, store: MemoryStore) -> None:
+    rig.start()
+    await rig.store(b"content")
+    await rig.ended(1)
+    async with rig.artifacts.alone(KEY):
+        deleting = asyncio.create_task(rig.artifacts.delete(KEY))
+        await turns(1)
+        await rig.transfers.flush()
+        await _in_work(rig)
+        await turns()
+    await deleting
+    assert (await rig.ended(2))[1] == ("delete", "moved", 0)
+    assert store.contents() == {}
+
+
+async def _in_work(rig: WorkerRig) -> None:
+    """Returns when a transfer is in work."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not rig.worker.in_work:
+            await rig.transfers.next_attempt_at()  # a turn of the database's thread
+
+
 async def test_delete_waits_for_the_upload_in_work(rig: WorkerRig, store: MemoryStore) -> None:
     store.shut_gate()
     rig.start()

@@ -5,9 +5,16 @@ from pathlib import Path
 
 
 def open_files(under: Path) -> list[str]:
-    """The files under a folder that this process has open, once per descriptor."""
+    """The files below a folder that this process has open, once per descriptor; no directory of artifacts."""
     targets = filter(None, map(_target, Path("/proc/self/fd").iterdir()))
-    return sorted(str(target) for target in targets if target.is_relative_to(under))
+    return sorted(
+        str(target) for target in targets if target.is_relative_to(under) and not _is_scanned(target, under)
+    )
+
+
+def _is_scanned(target: Path, under: Path) -> bool:
+    """Reconcile looks into directories of artifacts all the time."""
+    return "artifacts" in target.relative_to(under.parent).parts and target.is_dir()
 
 
 def _target(link: Path) -> Path | None:

@@ -118,7 +118,8 @@ class ArtifactRoutes:
 
     async def store_unless_there(self, request: Request, key: str, expected_sha256: str | None) -> Stored:
         """Like `store`; what is there already is not compared, the body is only read to its end."""
-        if self.artifacts.find(key) is None or not await self._is_whole(key):
+        there = self.artifacts.find(key) is not None and not self.artifacts.is_doomed(key)
+        if not there or not await self._is_whole(key):
             return await self.store(request, key, expected_sha256=expected_sha256)
         with self._told() as upload:
             await Body(request, self.max_bytes, self.read_timeout_ms).drain()

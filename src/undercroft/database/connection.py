@@ -310,9 +310,11 @@ class Database:
         self._truncating = True
         try:
             in_wal = await self._checkpointer.run(copy_wal)
-            return in_wal if await self._writer.run(truncate_wal) else None
+            await self._writer.run(truncate_wal)
         except (apsw.BusyError, apsw.LockedError):
             return None
+        else:
+            return in_wal
         finally:
             self._truncating = False
 

@@ -5,6 +5,7 @@ thread that owns it. Each is one short step; who calls them decides how many and
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,20 +119,18 @@ def copy_wal(connection: apsw.Connection) -> int:
     return in_wal
 
 
-def truncate_wal(connection: apsw.Connection) -> bool:
-    """Copies the rest of the WAL and cuts its file to nothing; False if a reader or a lock is in the way.
+def truncate_wal(connection: apsw.Connection) -> None:
+    """Copies the rest of the WAL and cuts its file to nothing.
 
     No commit passes meanwhile, so it is the writer's work, after `copy_wal` has left little to do.
+    Raises `apsw.BusyError` if a reader or a lock is in the way.
     """
     patience_ms = connection.pragma("busy_timeout")
     connection.set_busy_timeout(min(TRUNCATE_PATIENCE_MS, patience_ms))
     try:
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-    except (apsw.BusyError, apsw.LockedError):
-        return False
     finally:
         connection.set_busy_timeout(patience_ms)
-    return True
 
 
 def optimize(connection: apsw.Connection) -> None:
@@ -180,8 +179,11 @@ def _problems(
     problems = [f"table {table} is missing" for table in sorted(expected - present)]
     _report_progress(connection, sorted(expected & present), on_progress)
     try:
-        found = connection.execute(f"PRAGMA integrity_check({MAX_PROBLEMS})").fetchall()
-        problems += [str(text) for (text,) in found if text != "ok"]
+        # One by one: an error that ends it must not take along what was found before.
+        for (text,) in connection.execute(f"PRAGMA integrity_check({MAX_PROBLEMS})"):
+            # The first row has a headline, and all that is wrong with the pages.
+            lines = str(text).splitlines()
+            problems += [line for line in lines if line != "ok" and not line.startswith("***")]
     except apsw.CorruptError as error:
         problems.append(str(error))
     on_progress(1.0)
@@ -208,8 +210,10 @@ def _report_progress(
 ) -> None:
     """Has SQLite tell `on_progress` about the work from now on."""
     expected = pages(connection).total
-    for table in tables:
-        expected += STEPS_PER_ROW * int(connection.execute(f"SELECT count(*) FROM {table}").get)  # noqa: S608
+    # What is damaged cannot always be counted; the check itself says what is wrong there.
+    with suppress(apsw.CorruptError):
+        for table in tables:
+            expected += STEPS_PER_ROW * int(connection.execute(f"SELECT count(*) FROM {table}").get)  # noqa: S608
     done = 0
 
     def report() -> bool:

@@ -91,8 +91,9 @@ class ObjectStore(Protocol):
         The file is open for reading and stays open until this returns or raises; its position
         changes. Nobody ever sees a part of the object. When this raises, nothing is stored; when it is
         cancelled, nothing, or the whole object if the store had all bytes by then. Cancelling takes up
-        to a second, in which parts that are already there are taken back. Raises OSError when the file
-        cannot be read or is shorter.
+        to a second, in which parts that are already there are taken back; a store that is silent for
+        longer keeps them, invisible, until its own rule for incomplete uploads removes them. Raises
+        OSError when the file cannot be read or is shorter.
         """
         ...
 

@@ -56,7 +56,7 @@ def open_provider(settings: ObjectStoreSettings) -> Provider:
 def _open_s3(settings: ObjectStoreSettings, place: str) -> Provider:
     bucket, prefix = _bucket_and_prefix(settings.url, place)
     endpoint = _endpoint(settings, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    region = settings.region or _environment("AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1"
+    region = _value(settings, "region", "AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1"
     if endpoint and settings.virtual_hosted_style:
         endpoint = _with_bucket_in_host(endpoint, bucket)
     config: S3Config = {
@@ -79,12 +79,11 @@ def _open_s3(settings: ObjectStoreSettings, place: str) -> Provider:
 
 def _s3_credentials(settings: ObjectStoreSettings) -> "Callable[[], S3Credential] | None":
     """The key pair; None leaves it to obstore to ask the machine it runs on (ECS, EC2, web identity)."""
-    identifier = settings.access_key_id or _environment("AWS_ACCESS_KEY_ID")
-    secret = settings.secret_access_key or _environment("AWS_SECRET_ACCESS_KEY")
+    identifier = _value(settings, "access_key_id", "AWS_ACCESS_KEY_ID")
+    secret = _value(settings, "secret_access_key", "AWS_SECRET_ACCESS_KEY")
     # A token belongs to one pair: that of the environment says nothing about an id of the settings.
-    token = settings.session_token
-    if token is None and settings.access_key_id is None:
-        token = _environment("AWS_SESSION_TOKEN", "AWS_TOKEN")
+    variables = ("AWS_SESSION_TOKEN", "AWS_TOKEN") if settings.access_key_id is None else ()
+    token = _value(settings, "session_token", *variables)
     if identifier is None and secret is None:
         return None
     if identifier is None or secret is None:
@@ -102,8 +101,8 @@ def _s3_credentials(settings: ObjectStoreSettings) -> "Callable[[], S3Credential
 def _open_gcs(settings: ObjectStoreSettings, place: str) -> Provider:
     bucket, prefix = _bucket_and_prefix(settings.url, place)
     config: GCSConfig = {}
-    credentials = settings.credentials_file or _environment("GOOGLE_APPLICATION_CREDENTIALS")
-    if credentials is not None:
+    credentials = settings.credentials_file or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if credentials:
         _readable(settings.url, "credentials_file", Path(credentials))
         config["application_credentials"] = str(credentials)
     if endpoint := _endpoint(settings):
@@ -120,8 +119,8 @@ def _open_gcs(settings: ObjectStoreSettings, place: str) -> Provider:
 
 def _open_azure(settings: ObjectStoreSettings, place: str) -> Provider:
     container, prefix = _bucket_and_prefix(settings.url, place)
-    account = settings.access_key_id or _environment("AZURE_STORAGE_ACCOUNT_NAME")
-    key = settings.secret_access_key or _environment("AZURE_STORAGE_ACCOUNT_KEY")
+    account = _value(settings, "access_key_id", "AZURE_STORAGE_ACCOUNT_NAME")
+    key = _value(settings, "secret_access_key", "AZURE_STORAGE_ACCOUNT_KEY")
     if account is None:
         _refuse(settings.url, "the account is not known; set access_key_id to its name")
     config: AzureConfig = {"account_name": account}
@@ -174,7 +173,7 @@ def _bucket_and_prefix(url: str, place: str) -> tuple[str, str | None]:
 
 
 def _endpoint(settings: ObjectStoreSettings, *variables: str) -> str | None:
-    endpoint = settings.endpoint or _environment(*variables)
+    endpoint = _value(settings, "endpoint", *variables)
     if endpoint is None:
         return None
     try:
@@ -183,7 +182,7 @@ def _endpoint(settings: ObjectStoreSettings, *variables: str) -> str | None:
     except ValueError:
         sound = False
     # obstore would take anything, and panic at the first request.
-    if not sound or not endpoint.isascii() or not endpoint.isprintable() or " " in endpoint:
+    if not sound or not endpoint.isascii() or " " in endpoint:
         _refuse(settings.url, f"endpoint {_shown(endpoint)} is no URL; write it as in http://host:9000")
     return endpoint.rstrip("/")
 
@@ -215,8 +214,16 @@ def _readable(url: str, what: str, file: Path) -> bytes:
         _refuse(url, f"{what} {file} cannot be read: {error.strerror}; name a file this user can read")
 
 
-def _environment(*variables: str) -> str | None:
-    return next(filter(None, map(os.environ.get, variables)), None)
+def _value(settings: ObjectStoreSettings, name: str, *variables: str) -> str | None:
+    """The setting, else the first of the variables that is set, without space around it.
+
+    Values read from files often end with a newline, and obstore panics on one.
+    """
+    given = filter(None, (getattr(settings, name), *map(os.environ.get, variables)))
+    value: str | None = next((text for each in given if (text := each.strip())), None)
+    if value is not None and not value.isprintable():
+        _refuse(settings.url, f"{name} contains a control character; remove it")
+    return value
 
 
 @contextmanager
@@ -224,7 +231,7 @@ def _blamed_on(url: str) -> Iterator[None]:
     """What obstore does not accept. Its own words may quote what it was given, so they stay out."""
     try:
         yield
-    except STORE_ERRORS as error:
+    except (*STORE_ERRORS, ValueError) as error:
         reason = read_failure(error).code or type(error).__name__
         raise SettingsError(
             _complaint(url, f"the settings are not accepted ({reason}): {_hint(error)}")

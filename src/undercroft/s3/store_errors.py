@@ -66,7 +66,12 @@ class Failure(NamedTuple):
 
     @property
     def may_be_absent(self) -> bool:
-        """The object is not there, or the bucket: an answer without a body does not say which."""
+        """The object is not there, or the bucket: what came does not say which.
+
+        So it is with an answer without a body, and with one of many deletes in one request to Azure.
+        """
+        if self.code == "404":
+            return True
         return self.status == HTTPStatus.NOT_FOUND and self.code is None and self.body_is_empty
 
     @property

@@ -54,7 +54,6 @@ HASH_BYTES = 16 << 20
 MOST_DOUBLINGS = 32
 
 
-# Of our own disk and database, of the store, of the artifact itself.
 FORESEEN = (UndercroftError, OSError, *NOT_WRITTEN)
 
 
@@ -73,10 +72,6 @@ class Failure(NamedTuple):
     by_store: bool = False
     throttled: bool = False
     park: bool = False
-
-
-def _never(_key: str) -> bool:
-    return False
 
 
 class TransferWorker:
@@ -98,7 +93,7 @@ class TransferWorker:
         telemetry: Events,
         *,
         settings: ObjectStoreSection,
-        is_being_cleaned: Callable[[str], bool] = _never,
+        is_being_cleaned: Callable[[str], bool] = lambda _key: False,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_numbers.random,
     ) -> None:
@@ -356,8 +351,12 @@ class TransferWorker:
     # --- deletes ----------------------------------------------------------------------------------
 
     async def _delete(self, key: str) -> Outcome:
-        if self._artifacts.find(key) is not None:
-            # Stored again since; the upload that was queued with it replaces the object.
+        # The row is queued before the artifact goes.
+        async with self._artifacts.alone(key):
+            # Row and file: after SIGKILL there may be the row of a file that was deleted.
+            stored_again = self._artifacts.find(key) is not None and self._disk.size(key) is not None
+        if stored_again:
+            # The upload that was queued with it replaces the object.
             return Outcome("skipped")
         await _within(self._answer_s, self._store.delete([key]))
         return Outcome("moved", answered=True)
