@@ -34,6 +34,8 @@ NOT_STORED_NOW = {
     507: "no room now",
 }
 
+FOUND_OR_ELSEWHERE = {**FOUND, 307: "in the object store, at the location given"}
+
 OCTETS = "application/octet-stream"
 
 
@@ -98,7 +100,7 @@ class TuistApi:
         path = "/api/cache/cas/{id}"
         stored = {204: "stored, or already there", **NOT_STORED_NOW}
         return [
-            Route("GET", path, self.get_cas, "Fetch a CAS artifact", FOUND, HANDLES),
+            Route("GET", path, self.get_cas, "Fetch a CAS artifact", FOUND_OR_ELSEWHERE, HANDLES),
             Route("HEAD", path, self.get_cas, "Ask for a CAS artifact", FOUND, HANDLES),
             Route("POST", path, self.post_cas, "Store a CAS artifact", stored, HANDLES, OCTETS),
         ]
@@ -107,7 +109,7 @@ class TuistApi:
         path = "/api/cache/gradle/{key}"
         stored = {200: "already there", 201: "stored", **NOT_STORED_NOW}
         return [
-            Route("GET", path, self.get_gradle, "Fetch a Gradle entry", FOUND, HANDLES),
+            Route("GET", path, self.get_gradle, "Fetch a Gradle entry", FOUND_OR_ELSEWHERE, HANDLES),
             Route("HEAD", path, self.get_gradle, "Ask for a Gradle entry", FOUND, HANDLES),
             Route("PUT", path, self.put_gradle, "Store a Gradle entry", stored, HANDLES, OCTETS),
         ]
