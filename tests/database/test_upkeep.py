@@ -3,14 +3,14 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import apsw
 import pytest
 
 from tests.support.locks import lock_of_another_connection
-from undercroft.database import Database, transaction
+from undercroft.database import Database, transaction, upkeep
 from undercroft.database import connection as connections
 from undercroft.database.connection import CHECKPOINT_PAGES, open_connection
 from undercroft.database.schema import KEY_VALUES, NODE
@@ -155,7 +155,8 @@ async def test_relieving_copies_a_wal_that_has_grown(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await database.truncate_wal()
-    monkeypatch.setattr(Database, "_checkpoint", lambda *_: None)
+    # As if each background checkpoint came too early to copy anything.
+    monkeypatch.setattr(Database, "_checkpoint", lambda self, _: setattr(self, "_checkpoint_due", False))
     before = database.path.stat().st_size
     await database.write(lambda connection: fill(connection, 100))
     await database.relieve_wal()
@@ -163,6 +164,43 @@ async def test_relieving_copies_a_wal_that_has_grown(
     await database.write(lambda connection: fill(connection, CHECKPOINT_PAGES * 4))
     await database.relieve_wal()
     assert database.path.stat().st_size > before
+
+
+@pytest.mark.parametrize("step", [Database.relieve_wal, Database.truncate_wal])
+async def test_no_copy_stands_in_the_way_of_a_restart(
+    database: Database, monkeypatch: pytest.MonkeyPatch, step: Callable[[Database], Awaitable[object]]
+) -> None:
+    await database.truncate_wal()
+    monkeypatch.setattr(connections, "CHECKPOINT_PAGES", 1)
+    database._restart_from = 1
+    copies = 0
+    checked, release = threading.Event(), threading.Event()
+    really_check, really_copy = Database._checkpoint, upkeep.copy_wal
+
+    def checkpoint(self: Database, connection: apsw.Connection) -> None:
+        really_check(self, connection)
+        checked.set()
+
+    def copy(connection: apsw.Connection) -> int:
+        nonlocal copies
+        copies += 1
+        return really_copy(connection)
+
+    def hold(connection: apsw.Connection) -> None:
+        fill(connection, 10)
+        assert release.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr(Database, "_checkpoint", checkpoint)
+    monkeypatch.setattr(connections, "copy_wal", copy)
+    holding = asyncio.create_task(database.write(hold))
+    assert await asyncio.to_thread(checked.wait, PATIENCE_SECONDS)  # the restart waits for the writer
+    stepping = asyncio.ensure_future(step(database))
+    await asyncio.sleep(0)
+    await database._checkpointer.run(lambda _: None)  # whatever the step has the checkpointer do is done
+    assert copies == 0
+    release.set()
+    await asyncio.gather(holding, stepping)
+    assert database.checkpoint_failures == 0
 
 
 async def test_sizes_of_what_is_not_there(tmp_path: Path) -> None:

@@ -177,7 +177,6 @@ async def test_many_rows_of_few_keys_do_not_hide_the_others(transfers: S3Transfe
     for key in KEYS[:4]:
         await transfers.enqueue_upload(key)
         await transfers.enqueue_delete(key)
-        await transfers.enqueue_download(key)
     await transfers.enqueue_upload(KEYS[4])
     assert [key for _, key in names(await transfers.claim(4))] == KEYS[:4]
     assert names(await transfers.claim(4)) == [("upload", KEYS[4])]

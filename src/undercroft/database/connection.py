@@ -298,7 +298,14 @@ class Database:
         if self._wal_pages >= CHECKPOINT_PAGES:
             # Behind the checkpoint that the last commit asked for; this one takes what came meanwhile.
             with suppress(apsw.BusyError, apsw.LockedError):
-                await self._checkpointer.run(copy_wal)
+                await self._checkpointer.run(self._copy_wal)
+
+    def _copy_wal(self, connection: apsw.Connection) -> int:
+        """Answers the pages in the WAL. What was due before this is done, unless the writer has it."""
+        if self._checkpoint_due:
+            # The writer would meet this one's lock at its restart, and hold up commits until it gives up.
+            return self._wal_pages
+        return copy_wal(connection)
 
     async def truncate_wal(self) -> int | None:
         """Empties the WAL into the file and cuts it to nothing; answers how many pages it had.
@@ -309,7 +316,7 @@ class Database:
         """
         self._truncating = True
         try:
-            in_wal = await self._checkpointer.run(copy_wal)
+            in_wal = await self._checkpointer.run(self._copy_wal)
             await self._writer.run(truncate_wal)
         except (apsw.BusyError, apsw.LockedError):
             return None
