@@ -184,6 +184,17 @@ async def test_large_files_come_in_small_chunks(rig: Rig, tmp_path: Path) -> Non
     assert max(map(len, chunks)) <= 1 << 20
 
 
+async def test_chunks_stay_small_whatever_obstore_gathers(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("undercroft.s3.obstore_client.GATHER_BYTES", 4 << 20)
+    data = hashlib.shake_256(b"x").digest(5_000_000)
+    await rig.put(KEY, data)
+    body = await rig.store.get(KEY)
+    assert body is not None
+    chunks = [chunk async for chunk in body.chunks()]
+    assert b"".join(chunks) == data
+    assert max(map(len, chunks)) == 1 << 20
+
+
 async def test_only_the_first_bytes_of_a_longer_file(rig: Rig) -> None:
     await rig.store.put(KEY, io.BytesIO(b"content and more"), 7, SHA)
     assert await rig.get(KEY) == b"content"
@@ -294,6 +305,10 @@ def test_names_are_reversible_and_safe(key: str) -> None:
     assert not set(name) & set("?#*~+[]\\ &<>\"'`^|{}:=@")
 
 
+def test_what_no_provider_may_take_amiss() -> None:
+    assert object_name("a b/x./.y..z/50%") == "a%20b/x%2E/.y..z/50%25"
+
+
 @given(st.from_regex(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]", fullmatch=True))
 def test_ordinary_names_stand_for_themselves(component: str) -> None:
     assert object_name(f"acc/{component}") == f"acc/{component}"
@@ -378,7 +393,7 @@ async def test_after_a_restart_of_rclone_only_the_digest_is_gone(s3_endpoint: S3
     rig = Rig("s3", s3_endpoint.settings(), s3_endpoint.bucket)
     await rig.put(KEY, b"content", SHA)
     s3_endpoint.stop()
-    with pytest.raises(ObjectStoreError, match="refused"):
+    with pytest.raises(ObjectStoreError):
         await rig.store.head(KEY)
     s3_endpoint.start()
     found = await rig.store.head(KEY)

@@ -126,6 +126,7 @@ async def test_other_answers(
 async def test_nobody_there(store: ObjectStore, proxy: FaultProxy, ask: Ask) -> None:
     await store.check()
     proxy.refuse()
+    await refused(ask(store))  # perhaps over the connection it had, when it does not know yet that it is gone
     error = await refused(ask(store))
     assert not error.throttled
     assert str(error).endswith(": Connection refused")
@@ -183,6 +184,15 @@ async def test_a_store_without_ranges_sends_all(store: ObjectStore, proxy: Fault
     await upload(store)
     proxy.answer_ranges_with_206 = False
     assert await read(await store.get(KEY, 1_000_000)) == DATA[1_000_000:]
+
+
+async def test_a_store_without_ranges_is_asked_for_bytes_behind_the_end(
+    store: ObjectStore, proxy: FaultProxy
+) -> None:
+    proxy.set(Fault("answer", status=200, body=b"content"))
+    assert await read(await store.get(KEY, 6)) == b"t"
+    for start in (7, 8):
+        assert f"byte {start} is not in it" in str(await refused(store.get(KEY, start)))
 
 
 async def test_an_interrupted_list_is_an_error(store: ObjectStore, proxy: FaultProxy) -> None:

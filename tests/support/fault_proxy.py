@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Literal, TypeVar
 
@@ -165,7 +166,8 @@ class FaultProxy:
     async def _answer_instead(self, head: bytes, client: HttpSide, fault: Fault) -> None:
         await client.copy_body(head, None)
         line = f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\n"
-        headers = f"content-type: application/xml\r\ncontent-length: {len(fault.body)}\r\n\r\n"
+        # The date is for answers that are to look like objects.
+        headers = f"last-modified: {formatdate(usegmt=True)}\r\ncontent-length: {len(fault.body)}\r\n\r\n"
         body = b"" if head.startswith(b"HEAD ") else fault.body
         await client.send((line + headers).encode() + body)
 
