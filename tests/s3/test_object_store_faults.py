@@ -86,6 +86,7 @@ async def refused(asked: Awaitable[object]) -> ObjectStoreError:
     assert SECRET_ACCESS_KEY not in text
     assert ACCESS_KEY_ID not in text
     assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return caught.value
 
 

@@ -83,17 +83,33 @@ class Known:
     acknowledged: bytes | None = None
     unanswered: bytes | None = None
     """What was sent after that and never answered."""
+    adoptable: list[bytes] = field(default_factory=list)
+    """What was never answered nor found since: reconcile may still find its whole file."""
     sent: set[bytes] = field(default_factory=set)
     """Digests of all that was ever sent."""
 
     def allowed(self, *, missing: bool) -> list[bytes | None]:
         """What may be found after a kill. `missing`: whether a write that was cut off may take all away."""
-        found: list[bytes | None] = [self.acknowledged]
+        found: list[bytes | None] = [self.acknowledged, *self.adoptable]
         if self.unanswered is not None:
             found.append(self.unanswered)
             if missing:
                 found.append(None)
         return found
+
+    def acknowledge(self, content: bytes) -> None:
+        """It was answered that this is stored."""
+        self.acknowledged, self.unanswered = content, None
+        self.adoptable.clear()
+
+    def settle(self, found: bytes | None) -> None:
+        """This is what is there after a kill."""
+        if found is not None:
+            self.acknowledge(found)
+            return
+        if self.unanswered is not None:
+            self.adoptable.append(self.unanswered)
+        self.acknowledged = self.unanswered = None
 
 
 def digest_of(content: bytes) -> bytes:
@@ -117,7 +133,7 @@ class Writer:
         known.sent.add(digest_of(content))
         known.unanswered = content
         entry.put(client, content)
-        known.acknowledged, known.unanswered = content, None
+        known.acknowledge(content)
         self.acknowledged += 1
 
     def _next_name(self) -> str:

@@ -57,7 +57,7 @@ def check(client: Client, writers: list[Writer]) -> None:
             again = entry.get(client)
             # Reconcile may have adopted the whole file of a write that was never answered.
             assert again == found or (found is None and again in known.allowed(missing=cut_off))
-            known.acknowledged, known.unanswered = again, None
+            known.settle(again)
 
 
 def describe(found: bytes | None) -> str:

@@ -1,6 +1,7 @@
 """Maintenance: it gives back what is free, leaves alone what is not, and gets its turn under load."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -66,10 +67,11 @@ async def saturated(database: Database) -> AsyncIterator[Callable[[int], Awaitab
     running = asyncio.create_task(buffer.run())
 
     async def produce(name: int) -> None:
-        for n in range(1_000_000):
+        for n in itertools.count():
             await buffer.enqueue(KeyValueWrite(f"load{name}-{n % 3_000}", "y" * 500))
             if n % 200 == 0:
-                await asyncio.sleep(0)
+                # A loop that never waits hardly lets the writer thread have the GIL.
+                await asyncio.sleep(0.001)
 
     producers = [asyncio.create_task(produce(name)) for name in range(2)]
 
@@ -81,9 +83,10 @@ async def saturated(database: Database) -> AsyncIterator[Callable[[int], Awaitab
     finally:
         for producer in producers:
             producer.cancel()
-        await asyncio.gather(*producers, return_exceptions=True)
+        ended = await asyncio.gather(*producers, return_exceptions=True)
         await buffer.close()
         await running
+        assert [type(reason) for reason in ended] == [asyncio.CancelledError] * 2
 
 
 async def test_free_pages_are_given_back_but_for_a_reserve(
