@@ -8,14 +8,11 @@ from typing import Any
 import structlog
 
 from undercroft.api.app import Application
-from undercroft.api.artifact_routes import ArtifactRoutes
-from undercroft.api.bazel import BazelApi
-from undercroft.api.ccache import CcacheApi
 from undercroft.api.clean import CleanApi
-from undercroft.api.gradle import GradleApi
+from undercroft.api.dialects import dialect_routes
 from undercroft.api.health import Check, HealthApi, SpecApi, buffer_check, database_check, disk_check
 from undercroft.api.routing import Route
-from undercroft.api.tuist import TuistApi
+from undercroft.api.services import Services
 from undercroft.artifacts import CacheArtifacts
 from undercroft.background import BackgroundWork
 from undercroft.buffers import SQLiteBuffer
@@ -152,43 +149,14 @@ class Node:
     # --- what is served ---------------------------------------------------------------------------
 
     def _routes(self) -> list[Route]:
-        """Every dialect with its part of the services. A new one is a file in `api/` and an entry here."""
-        uploads = self.settings.uploads
-        tuist = TuistApi(
-            self.key_values,
-            # The one client that is known to follow redirects.
-            self._artifact_routes("cas", uploads.cas_max_bytes, replace=False, redirects=True),
-            self._artifact_routes("gradle", uploads.gradle_max_bytes, replace=False, redirects=True),
-            self.telemetry,
-            uploads.key_value_max_bytes,
-            uploads.read_timeout_ms,
-        )
-        bazel = BazelApi(
-            self._artifact_routes("bazel", uploads.bazel_max_bytes, replace=True),
-            self._artifact_routes("bazel", uploads.bazel_max_bytes, replace=False),
-        )
-        gradle = GradleApi(self._artifact_routes("gradle", uploads.gradle_max_bytes, replace=True))
-        ccache = CcacheApi(
-            self._artifact_routes("ccache", uploads.ccache_max_bytes, replace=True), self.read_through
+        """Every dialect with its part of the services, and what the node says of itself."""
+        services = Services(
+            self.artifacts, self.read_through, self.key_values, self.telemetry, self.settings.uploads
         )
         health = HealthApi(self._checks(), self._render_metrics if self.settings.http.metrics else None)
         clean = CleanApi(self.background.clean_project)
-        routes = [route for api in (tuist, clean, gradle, bazel, ccache, health) for route in api.routes()]
+        routes = [*dialect_routes(services), *clean.routes(), *health.routes()]
         return [*routes, *SpecApi(routes).routes()]
-
-    def _artifact_routes(
-        self, tool: str, max_bytes: int, *, replace: bool, redirects: bool = False
-    ) -> ArtifactRoutes:
-        return ArtifactRoutes(
-            self.artifacts,
-            self.read_through,
-            self.telemetry,
-            tool,
-            replace,
-            max_bytes,
-            self.settings.uploads.read_timeout_ms,
-            redirects,
-        )
 
     def _checks(self) -> list[Check]:
         return [

@@ -9,6 +9,7 @@ import structlog
 
 from undercroft.api import errors, responses
 from undercroft.api.bodies import discard_rest
+from undercroft.api.dialects import answers_for
 from undercroft.api.request import Receive, Request, Scope, Send
 from undercroft.api.routing import Route, Router, decoded
 
@@ -16,14 +17,6 @@ log = structlog.get_logger(__name__)
 
 # An id from a client is a label for logs, so it must not be able to look like anything else in them.
 REQUEST_ID_BYTES = 128
-
-# Whose answers to errors a path gets, by how it starts; any other is the node's own.
-DIALECTS = {
-    b"/api/cache/": errors.TUIST,
-    b"/gradle/": errors.GRADLE,
-    b"/bazel/": errors.BAZEL,
-    b"/ccache/": errors.CCACHE,
-}
 
 
 class Application:
@@ -75,7 +68,7 @@ class Application:
         if request.status:
             # Half an answer is out; only a broken connection tells the client that it is not whole.
             raise error
-        status = await errors.answer(request, error, _dialect(scope["raw_path"]))
+        status = await errors.answer(request, error, answers_for(scope["raw_path"]))
         if errors.is_foreseen(error):
             log.info("request_refused", **_about(request, scope), status=status, error=str(error))
 
@@ -94,8 +87,3 @@ def _about(request: Request, scope: Scope) -> dict[str, str]:
         "method": request.method,
         "path": scope["path"],
     }
-
-
-def _dialect(raw_path: bytes) -> errors.Dialect:
-    found = (dialect for start, dialect in DIALECTS.items() if raw_path.startswith(start))
-    return next(found, errors.NODE)

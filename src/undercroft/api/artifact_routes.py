@@ -11,6 +11,7 @@ from undercroft.api.bodies import Body
 from undercroft.api.request import Request
 from undercroft.artifacts import CacheArtifacts, OpenArtifact, Stored
 from undercroft.read_through import ReadThrough, Source
+from undercroft.storage.layout import scoped_key
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
@@ -58,11 +59,10 @@ class ArtifactRoutes:
         """Answers GET and HEAD: 200, 206, 304 or 416, and 404 for a miss; 307 where redirects are wanted."""
         result, sent = "error", 0
         try:
-            if self.redirects and await self._redirected(request, key):
+            if self.redirects and request.scope is None and await self._redirected(request, key):
                 result = "s3_hit"
                 return
-            head = request.method == "HEAD"
-            found, source = await (self.lookup.head(key) if head else self.lookup.open(key))
+            found, source = await self._find(request, key)
             if found is None:
                 result = "s3_miss" if source is Source.NOWHERE else "miss"
                 await responses.message(request, 404, "not found")
@@ -74,6 +74,15 @@ class ArtifactRoutes:
                 found.close()
         finally:
             self.telemetry.emit(events.DOWNLOAD, {"bytes": sent}, {"tool": self.tool, "result": result})
+
+    async def _find(self, request: Request, key: str) -> tuple[OpenArtifact | None, Source]:
+        look = self.lookup.head if request.method == "HEAD" else self.lookup.open
+        found, source = None, Source.NOWHERE
+        for candidate in _readable(request, key):
+            found, source = await look(candidate)
+            if found is not None:
+                break
+        return found, source
 
     async def _redirected(self, request: Request, key: str) -> bool:
         """Whether the client was sent to the object store."""
@@ -90,7 +99,7 @@ class ArtifactRoutes:
         with self._told() as upload:
             body = Body(request, self.max_bytes, self.read_timeout_ms)
             stored = await self.artifacts.store(
-                key,
+                scoped_key(key, request.scope),
                 body.chunks(),
                 declared_size=body.declared,
                 replace=self.replace,
@@ -118,21 +127,47 @@ class ArtifactRoutes:
 
     async def store_unless_there(self, request: Request, key: str, expected_sha256: str | None) -> Stored:
         """Like `store`; what is there already is not compared, the body is only read to its end."""
-        there = self.artifacts.find(key) is not None and not self.artifacts.is_doomed(key)
-        if not there or not await self._is_whole(key):
+        there = await self._stored_key(request, key)
+        if there is None:
             return await self.store(request, key, expected_sha256=expected_sha256)
         with self._told() as upload:
             await Body(request, self.max_bytes, self.read_timeout_ms).drain()
             # Whoever stored it may still wait for its commit; until then "it is there" promises too much.
-            await self.artifacts.settled(key)
+            await self.artifacts.settled(there)
             upload.result = Stored.EXISTS.value
         return Stored.EXISTS
+
+    async def exists(self, request: Request, key: str) -> bool:
+        """Whether GET would find it, on disk or in the object store. Not counted as a download."""
+        for candidate in _readable(request, key):
+            found, _ = await self.lookup.head(candidate)
+            if found is not None:
+                found.close()
+                return True
+        return False
+
+    async def delete(self, request: Request, key: str) -> None:
+        """Removes what is stored under the key, here and in the object store; nothing is fine as well."""
+        await self.lookup.delete(scoped_key(key, request.scope))
+
+    async def _stored_key(self, request: Request, key: str) -> str | None:
+        """Under which of the keys the caller may read it lies, whole, on this disk."""
+        for candidate in _readable(request, key):
+            there = self.artifacts.find(candidate) is not None and not self.artifacts.is_doomed(candidate)
+            if there and await self._is_whole(candidate):
+                return candidate
+        return None
 
     async def _is_whole(self, key: str) -> bool:
         found = await self.artifacts.read(key)
         if found is not None:
             found.close()
         return found is not None
+
+
+def _readable(request: Request, key: str) -> tuple[str, ...]:
+    """What the caller may be served for a key: of its own scope first, then what is trusted."""
+    return (key,) if request.scope is None else (scoped_key(key, request.scope), key)
 
 
 def _digest(found: OpenArtifact, header: bytes | None) -> list[tuple[bytes, bytes]]:

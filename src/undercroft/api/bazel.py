@@ -8,6 +8,7 @@ from undercroft.api import responses
 from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
+from undercroft.api.services import Services
 from undercroft.errors import InvalidKeyError
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 
@@ -22,9 +23,9 @@ class BazelApi:
     A blob is stored only under its own SHA-256. Action results are whatever the client sends.
     """
 
-    def __init__(self, actions: ArtifactRoutes, blobs: ArtifactRoutes) -> None:
-        self._actions = actions
-        self._blobs = blobs
+    def __init__(self, services: Services) -> None:
+        self._actions = services.entries("bazel", services.uploads.bazel_max_bytes, replace=True)
+        self._blobs = services.entries("bazel", services.uploads.bazel_max_bytes, replace=False)
 
     def routes(self) -> list[Route]:
         """The routes of this dialect."""

@@ -6,12 +6,12 @@ The layouts: https://ccache.dev/manual/4.7.5.html#_http_storage_backend.
 import re
 
 from undercroft.api import responses
-from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
+from undercroft.api.artifact_routes import FOUND, NOT_STORED
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
+from undercroft.api.services import Services
 from undercroft.artifacts import Stored
 from undercroft.errors import InvalidKeyError
-from undercroft.read_through import ReadThrough
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 
 _BAZEL_HASH = re.compile(r"[0-9a-f]{64}")
@@ -20,9 +20,8 @@ _BAZEL_HASH = re.compile(r"[0-9a-f]{64}")
 class CcacheApi:
     """`/ccache/{account}/{project}/...` in the layouts subdirs, flat and bazel."""
 
-    def __init__(self, entries: ArtifactRoutes, lookup: ReadThrough) -> None:
-        self._entries = entries
-        self._lookup = lookup
+    def __init__(self, services: Services) -> None:
+        self._entries = services.entries("ccache", services.uploads.ccache_max_bytes, replace=True)
 
     def routes(self) -> list[Route]:
         """The routes of this dialect."""
@@ -48,7 +47,7 @@ class CcacheApi:
 
     async def delete(self, request: Request) -> None:
         """Removes an entry. ccache deletes keys that do not exist, and gives up on anything but success."""
-        await self._lookup.delete(_key(request))
+        await self._entries.delete(request, _key(request))
         await responses.empty(request, 204)
 
 

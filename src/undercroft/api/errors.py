@@ -1,59 +1,67 @@
-"""What each internal condition becomes for each client: the one table, and the one place that applies it."""
+"""What an internal condition becomes for a client; the table of all clients is in `dialects.py`."""
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+import msgspec
 
 from undercroft import errors
 from undercroft.api import responses
 from undercroft.api.request import Request
 
 
-class Dialect(NamedTuple):
-    """How a build tool wants to hear of things. A cache never turns a green build red.
+def _json_message(_status: int, text: str) -> tuple[bytes, bytes]:
+    return msgspec.json.encode({"message": text}), b"application/json"
 
-    The middle ones are statuses for writes that the tool takes as "not stored" and goes on; `broken`
-    is for reads that failed, and for a tool that is a miss.
+
+class Answers(NamedTuple):
+    """How a build tool wants to hear of things: statuses. A cache never turns a green build red.
+
+    The first ones are for writes; the tool takes them as "not stored" and goes on.
     """
 
-    name: str
     full_now: int
+    """No room on the disk at the moment."""
     too_large: int
+    """It will never fit."""
     refused: int
+    """SQLite refuses this very row, and will again."""
     busy: int
+    """A buffer was full, a commit late, or nobody foresaw it."""
+    malformed: int = 400
+    """Bad parameters, or a body that is not whole."""
+    too_slow: int = 408
+    """The body stopped coming."""
+    mismatch: int = 422
+    """The body is not what its digest says."""
     broken: int = 404
+    """A read failed; for a tool that is a miss."""
+    render: Callable[[int, str], tuple[bytes, bytes]] = _json_message
+    """The body that says `text` with a status, and its content type."""
 
 
-# full_now: no room on the disk at the moment. too_large: it will never fit. refused: SQLite refuses
-# this very row, and will again. busy: a buffer was full or a commit late. Bazel repeats 5xx five times
-# with growing pauses, so it gets a 4xx for what will not get better soon; Gradle turns its cache off at
-# whatever it does not know, and forgives 413.
-TUIST = Dialect("tuist", full_now=507, too_large=413, refused=400, busy=503)
-GRADLE = Dialect("gradle", full_now=413, too_large=413, refused=413, busy=413)
-BAZEL = Dialect("bazel", full_now=413, too_large=413, refused=413, busy=413)
-CCACHE = Dialect("ccache", full_now=413, too_large=413, refused=413, busy=413)
-
-# What belongs to no tool: /up, /metrics, /api/spec. Who watches the node must see that it is broken.
-NODE = Dialect("node", full_now=503, too_large=413, refused=503, busy=503, broken=503)
+READS = ("GET", "HEAD")
 
 RETRY_AFTER = (b"retry-after", b"1")
 
 
-def status_of(error: Exception, dialect: Dialect, method: str) -> int:
+def status_of(error: Exception, answers: Answers, method: str) -> int:
     """The status for an error. What nobody foresaw is "broken" to a reader and "busy" to a writer."""
     match error:
         case errors.BadRequestError() | errors.InvalidKeyError() | errors.IncompleteBodyError():
-            status = 400
+            status = answers.malformed
         case errors.BodyTimeoutError():
-            status = 408
+            status = answers.too_slow
         case errors.DigestMismatchError():
-            status = 400 if dialect is BAZEL else 422
+            status = answers.mismatch
         case errors.TooLargeError():
-            status = dialect.too_large
+            status = answers.too_large
         case errors.CapacityError():
-            status = dialect.full_now
+            status = answers.full_now
         case errors.RowRefusedError():
-            status = dialect.refused
+            status = answers.refused
         case _:
-            status = dialect.broken if method in ("GET", "HEAD") else dialect.busy
+            status = answers.broken if method in READS else answers.busy
     return status
 
 
@@ -62,9 +70,11 @@ def is_foreseen(error: Exception) -> bool:
     return isinstance(error, errors.UndercroftError)
 
 
-async def answer(request: Request, error: Exception, dialect: Dialect) -> int:
+async def answer(request: Request, error: Exception, answers: Answers) -> int:
     """Sends the answer to an error; answers its status."""
-    status = status_of(error, dialect, request.method)
+    status = status_of(error, answers, request.method)
     text = str(error) if is_foreseen(error) else "the node could not do this; its log says why"
-    await responses.message(request, status, text, [RETRY_AFTER] if status == 503 else None)
+    body, content_type = answers.render(status, text)
+    headers = [RETRY_AFTER] if status == 503 else None
+    await responses.content(request, status, body, content_type, headers)
     return status

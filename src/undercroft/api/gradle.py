@@ -1,9 +1,10 @@
 """Gradle's HTTP build cache (https://docs.gradle.org/current/userguide/build_cache.html)."""
 
 from undercroft.api import responses
-from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
+from undercroft.api.artifact_routes import FOUND, NOT_STORED
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
+from undercroft.api.services import Services
 from undercroft.artifacts import Stored
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 
@@ -11,8 +12,8 @@ from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 class GradleApi:
     """`GET/PUT /gradle/{account}/{project}/{key}`. Overwriting succeeds: it heals damaged entries."""
 
-    def __init__(self, entries: ArtifactRoutes) -> None:
-        self._entries = entries
+    def __init__(self, services: Services) -> None:
+        self._entries = services.entries("gradle", services.uploads.gradle_max_bytes, replace=True)
 
     def routes(self) -> list[Route]:
         """The routes of this dialect."""

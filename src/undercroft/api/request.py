@@ -23,6 +23,7 @@ class Request:
         "receive",
         "received",
         "request_id",
+        "scope",
         "send",
         "status",
     )
@@ -40,6 +41,8 @@ class Request:
         self.body_over = False
         """Whether there is nothing more to read: the body is complete, or no more of it will come."""
         self.request_id = b""
+        self.scope: str | None = None
+        """The trust scope of the caller; None for who is trusted."""
         self.status = 0
         """The status sent; 0 as long as there is none, when something else may still be answered."""
 

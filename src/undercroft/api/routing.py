@@ -2,13 +2,17 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from undercroft.api.request import Request
 from undercroft.errors import InvalidKeyError
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[None]]
+
+Right: TypeAlias = Literal["nothing", "read", "write"]
+
+READS = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,13 @@ class Route:
     answers: Mapping[int, str]
     query: Sequence[str] = ()
     body: str | None = None
+    right: Right | None = None
+    """What the caller must be allowed to do in the project; by default what the method says."""
+
+    @property
+    def needs(self) -> Right:
+        """What the caller must be allowed to do in the project."""
+        return self.right or ("read" if self.method in READS else "write")
 
 
 @dataclass

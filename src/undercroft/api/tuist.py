@@ -1,22 +1,20 @@
 """Tuist's cache API: key values, CAS artifacts and Gradle entries, with the project in the query."""
 
 import re
-from dataclasses import dataclass
 
 import msgspec
 
 from undercroft.api import responses
-from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
+from undercroft.api.artifact_routes import FOUND, NOT_STORED
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
+from undercroft.api.services import Services
 from undercroft.api.tuist_project import HANDLES, project_in
 from undercroft.artifacts import Stored
 from undercroft.errors import BadRequestError
-from undercroft.key_values import KeyValueStore
 from undercroft.storage.layout import artifact_key, key_value_key, safe_component
 from undercroft.telemetry import events
-from undercroft.telemetry.events import Events
 
 CHECKSUM = b"tuist-checksum-sha256"
 
@@ -62,16 +60,18 @@ _decoder = msgspec.json.Decoder(KeyValuePut)
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True)
 class TuistApi:
     """`/api/cache/...`, wire-compatible with the existing client."""
 
-    key_values: KeyValueStore
-    cas: ArtifactRoutes
-    gradle: ArtifactRoutes
-    telemetry: Events
-    key_value_max_bytes: int
-    read_timeout_ms: int
+    def __init__(self, services: Services) -> None:
+        uploads = services.uploads
+        self.key_values = services.key_values
+        self.telemetry = services.telemetry
+        # The one client that is known to follow redirects.
+        self.cas = services.entries("cas", uploads.cas_max_bytes, replace=False, redirects=True)
+        self.gradle = services.entries("gradle", uploads.gradle_max_bytes, replace=False, redirects=True)
+        self.key_value_max_bytes = uploads.key_value_max_bytes
+        self.read_timeout_ms = uploads.read_timeout_ms
 
     def routes(self) -> list[Route]:
         """The routes of this dialect."""

@@ -52,6 +52,17 @@ def artifact_key(account: str, project: str, kind: str, identifier: str, *, grou
     return "/".join((account, project, kind, *group, _pair(identifier, 0), _pair(identifier, 2), identifier))
 
 
+def scoped_key(key: str, scope: str | None) -> str:
+    """Where a trust scope has its own entry of an artifact key: `{account}/{project}/~{scope}/...`.
+
+    No kind begins with `~`, so scopes and trusted entries never meet. None is the trusted one.
+    """
+    if scope is None:
+        return key
+    account, project, rest = key.split("/", 2)
+    return f"{account}/{project}/~{scope}/{rest}"
+
+
 def _pair(identifier: str, start: int) -> str:
     return identifier[start : start + 2].replace(".", "_").ljust(2, "_")
 
