@@ -51,6 +51,7 @@ class BackgroundWork:
             interval_ms=settings.key_values.eviction_interval_ms,
         )
         self._maintenance = Maintenance(self._databases, telemetry, settings.maintenance.interval_ms)
+        self.clean_project = CleanProject(parts._replace(nothing_in_work=self._nothing_in_work), telemetry)
         self._reconcile = Reconcile(
             parts.artifacts,
             parts.disk,
@@ -58,14 +59,10 @@ class BackgroundWork:
             parts.transfers,
             parts.object_store,
             telemetry=telemetry,
-            files_per_second=settings.reconcile.files_per_second,
-            bytes_per_second=settings.reconcile.bytes_per_second,
-            pause_ms=settings.reconcile.pause_ms,
+            cleaning=self.clean_project,
+            settings=settings.reconcile,
         )
         self._transfers = self._transfer_worker(settings, telemetry)
-        if self._transfers is not None:
-            parts = parts._replace(nothing_in_work=self._transfers.nothing_in_work)
-        self.clean_project = CleanProject(parts, telemetry)
 
     def _transfer_worker(self, settings: Settings, telemetry: Events) -> TransferWorker | None:
         if self._parts.object_store is None:
@@ -77,12 +74,13 @@ class BackgroundWork:
             self._parts.object_store,
             telemetry,
             settings=settings.object_store,
-            is_being_cleaned=self._is_being_cleaned,
+            cleaning=self.clean_project,
         )
 
-    def _is_being_cleaned(self, key: str) -> bool:
-        """For the transfers, which are made before the cleaning that needs them."""
-        return self.clean_project.is_being_cleaned(key)
+    async def _nothing_in_work(self, prefix: str) -> None:
+        """For the cleaning, which is made before the transfers that need it."""
+        if self._transfers is not None:
+            await self._transfers.nothing_in_work(prefix)
 
     async def start(self, supervisor: Supervisor) -> None:
         """Reads what was left undone, then starts every worker. Nothing here is waited for."""

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -19,6 +19,18 @@ log = structlog.get_logger(__name__)
 # How often a body that breaks off is taken up again where it ended. A reset in the middle of a large
 # artifact is no reason to begin anew, and the client notices nothing.
 RESUMPTIONS = 5
+
+
+class Cleaning(Protocol):
+    """What is known of projects that are being removed."""
+
+    def is_being_cleaned(self, key: str) -> bool:
+        """Whether what the store has under a key may be about to be deleted there."""
+        ...
+
+    def cleanings(self, key: str) -> int:
+        """How many requests there were that concern the key: a whole one may come and go meanwhile."""
+        ...
 
 
 class HydrationTimes(NamedTuple):

@@ -6,13 +6,13 @@ there", never an error, and never waits longer than `first_byte_timeout_ms` for 
 
 import asyncio
 import enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import structlog
 
 from undercroft.artifacts import CacheArtifacts, OpenArtifact
 from undercroft.errors import ObjectStoreError, UndercroftError
-from undercroft.hydration import Hydration, HydrationTimes
+from undercroft.hydration import Cleaning, Hydration, HydrationTimes
 from undercroft.s3.object_store import ObjectStore, RemoteObject
 from undercroft.s3.transfers import S3Transfers
 from undercroft.supervisor import Jobs
@@ -58,18 +58,6 @@ class Miss(NamedTuple):
 
     until: float
     source: Source
-
-
-class Cleaning(Protocol):
-    """What is known of projects that are being removed."""
-
-    def is_being_cleaned(self, key: str) -> bool:
-        """Whether what the store has under a key may be about to be deleted there."""
-        ...
-
-    def cleanings(self, key: str) -> int:
-        """How many requests there were that concern the key: a whole one may come and go meanwhile."""
-        ...
 
 
 class SecondTier(NamedTuple):

@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from tests.support.artifact_rig import ArtifactRig
+from tests.support.fake_cleaning import FakeCleaning
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.folders import temporary_files
 from tests.support.leaks import open_files
@@ -67,6 +68,7 @@ class WorkerRig(ArtifactRig):
         super().__init__(folder, uploads=True)
         self.store_of_objects = store
         self.clock = Clock()
+        self.cleaning = FakeCleaning()
         self.supervisor = Supervisor()
         self.worker = self.new_worker()
 
@@ -78,7 +80,7 @@ class WorkerRig(ArtifactRig):
             self.store_of_objects,
             self.telemetry,
             settings=ObjectStoreSection(**(QUICK | settings)),
-            is_being_cleaned=lambda key: key.startswith("cleaned/"),
+            cleaning=self.cleaning,
             clock=self.clock,
             random=lambda: 1.0,
         )
@@ -304,6 +306,7 @@ async def test_download_of_what_the_store_has_not(rig: WorkerRig, store: MemoryS
 
 
 async def test_what_is_to_be_deleted_is_not_downloaded(rig: WorkerRig, store: MemoryStore) -> None:
+    rig.cleaning.prefixes.add("cleaned/")
     for key in (KEY, "cleaned/proj/xcode/ab/cd/abcdef"):
         store.keep(key, b"content")
         await rig.transfers.enqueue_download(key)
@@ -326,6 +329,21 @@ async def test_deleted_while_it_is_downloaded(rig: WorkerRig, store: MemoryStore
     assert await rig.ended(2) == [("download", "gone", 0), ("delete", "moved", 0)]
     assert await rig.content() is None
     assert store.contents() == {}
+    assert await rig.transfer_rows() == []
+
+
+async def test_cleaned_from_beginning_to_end_while_it_is_downloaded(
+    rig: WorkerRig, store: MemoryStore
+) -> None:
+    store.keep(KEY, b"content", sha256(b"content"))
+    store.shut_gate()
+    rig.start()
+    await rig.transfers.committed(await rig.transfers.enqueue_download(KEY))
+    await store.wait_until_asked(1)
+    rig.cleaning.requests[KEY] += 1
+    store.open_gate()
+    assert await rig.ended(1) == [("download", "gone", 0)]
+    assert await rig.content() is None
     assert await rig.transfer_rows() == []
 
 

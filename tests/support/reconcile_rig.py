@@ -9,10 +9,12 @@ from typing import Any, BinaryIO
 import apsw
 
 from tests.support.artifact_rig import ArtifactRig
+from tests.support.fake_cleaning import FakeCleaning
 from undercroft.buffers.s3_transfers import TransferType
 from undercroft.database import transaction
 from undercroft.errors import ObjectStoreError
 from undercroft.s3.object_store import RemoteBody, RemoteObject
+from undercroft.settings_sections import ReconcileSection
 from undercroft.storage.boot import boot_id
 from undercroft.telemetry import events
 from undercroft.workers.reconcile import Reconcile
@@ -84,12 +86,14 @@ class ReconcileRig(ArtifactRig):
     """An artifact service, and the reconcile of it."""
 
     store_of_objects: FakeStore | None = None
+    cleaning = FakeCleaning()
 
     def reconcile(self, time: FakeTime | None = None, **options: Any) -> Reconcile:
         """Another one, as after a restart. Nothing holds it up unless `options` say so."""
         time = time or FakeTime()
-        usual: dict[str, Any] = {"files_per_second": FAST, "bytes_per_second": FAST, "pause_ms": 0}
-        usual |= {"clock": time.clock, "sleep": time.sleep}
+        paces: dict[str, Any] = {"files_per_second": FAST, "bytes_per_second": FAST, "pause_ms": 0}
+        paces |= {name: options.pop(name) for name in paces if name in options}
+        usual: dict[str, Any] = {"clock": time.clock, "sleep": time.sleep}
         return Reconcile(
             self.artifacts,
             self.disk,
@@ -97,6 +101,8 @@ class ReconcileRig(ArtifactRig):
             self.transfers,
             self.store_of_objects,
             telemetry=self.telemetry,
+            cleaning=self.cleaning,
+            settings=ReconcileSection(**paces),
             **usual | options,
         )
 

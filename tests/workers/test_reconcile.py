@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from tests.support.artifact_rig import KEY
 from tests.support.disk_faults import fault
+from tests.support.fake_cleaning import FakeCleaning
 from tests.support.folders import artifact_files, files_under
 from tests.support.leaks import open_files
 from tests.support.reconcile_rig import FakeStore, FakeTime, ReconcileRig, cancelled, make_old
@@ -239,6 +240,18 @@ async def test_what_was_cleaned_does_not_come_back(rig: ReconcileRig) -> None:
     await rig.execute(sql, "acc", "other", now_us() + 1, "done")
     assert await rig.round() == {"removed": 1, "adopted": 1}
     assert artifact_files(rig.folder) == [KEY]
+
+
+async def test_nothing_is_adopted_while_its_project_is_being_cleaned(rig: ReconcileRig) -> None:
+    rig.place(KEY, b"12345")
+    rig.place("acc/other/xcode/ab/cd/abcdef", b"12345")
+    await rig.of_this_boot()
+    rig.cleaning = FakeCleaning()
+    rig.cleaning.prefixes.add("acc/proj/")
+    assert await rig.round() == {"adopted": 1}
+    assert KEY in artifact_files(rig.folder)
+    rig.cleaning.prefixes.clear()
+    assert await rig.round() == {"adopted": 1, "agrees": 1}
 
 
 async def test_a_file_that_is_replaced_while_it_is_hashed(rig: ReconcileRig) -> None:

@@ -21,7 +21,7 @@ from undercroft.errors import (
     TooLargeError,
     UndercroftError,
 )
-from undercroft.hydration import Hydration, HydrationTimes
+from undercroft.hydration import Cleaning, Hydration, HydrationTimes
 from undercroft.s3.concurrency import StorePace
 from undercroft.s3.object_store import ObjectStore
 from undercroft.s3.transfers import NOT_WRITTEN, S3Transfers, Transfer
@@ -93,21 +93,18 @@ class TransferWorker:
         telemetry: Events,
         *,
         settings: ObjectStoreSection,
-        is_being_cleaned: Callable[[str], bool] = lambda _key: False,
+        cleaning: Cleaning,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_numbers.random,
     ) -> None:
-        """`is_being_cleaned` says of a key that what the store has there is about to be deleted.
-
-        `clock` answers seconds, `random` a number from 0 to 1.
-        """
+        """`clock` answers seconds, `random` a number from 0 to 1."""
         self._transfers = transfers
         self._artifacts = artifacts
         self._disk = disk
         self._store = store
         self._telemetry = telemetry
         self._settings = settings
-        self._is_being_cleaned = is_being_cleaned
+        self._cleaning = cleaning
         self._random = random
         self._pace = StorePace(settings.concurrency, clock)
         self._answer_s = settings.read_timeout_ms / 1_000
@@ -331,7 +328,12 @@ class TransferWorker:
         if row is not None and self._disk.size(key) == row.size_bytes:
             return Outcome("skipped")
         times = HydrationTimes(self._answer_s, self._answer_s, 0.0)
-        hydration = Hydration(key, self._store, self._artifacts, times, lambda: self._is_unwanted(key))
+        cleanings = self._cleaning.cleanings(key)
+
+        def unwanted() -> bool:
+            return self._is_unwanted(key) or self._cleaning.cleanings(key) != cleanings
+
+        hydration = Hydration(key, self._store, self._artifacts, times, unwanted)
         result = await hydration.run()
         if result == "stored":
             # Before the row of the transfer goes: the two are in different buffers.
@@ -339,14 +341,14 @@ class TransferWorker:
             return Outcome("moved", hydration.received, answered=True)
         if result == "absent":
             return Outcome("gone", answered=True)
-        if self._is_unwanted(key):
+        if unwanted():
             return Outcome("gone")
         await hydration.finished()  # raises what went wrong
         return Outcome("gone")
 
     def _is_unwanted(self, key: str) -> bool:
         """Whether it was deleted here, and is about to be there: it must not come back."""
-        return self._is_being_cleaned(key) or self._transfers.is_queued("delete", key)
+        return self._cleaning.is_being_cleaned(key) or self._transfers.is_queued("delete", key)
 
     # --- deletes ----------------------------------------------------------------------------------
 

@@ -63,6 +63,12 @@ def scoped_key(key: str, scope: str | None) -> str:
     return f"{account}/{project}/~{scope}/{rest}"
 
 
+def kind_of(key: str) -> str:
+    """The kind in an artifact key, of whichever trust scope."""
+    third, fourth = key.split("/", 4)[2:4]
+    return fourth if third.startswith("~") else third
+
+
 def _pair(identifier: str, start: int) -> str:
     return identifier[start : start + 2].replace(".", "_").ljust(2, "_")
 

@@ -12,8 +12,10 @@ from undercroft.database import Database
 from undercroft.database.boots import first_start
 from undercroft.database.cursors import Cursors
 from undercroft.errors import ClosedError, UndercroftError
+from undercroft.hydration import Cleaning
 from undercroft.s3.object_store import ObjectStore
 from undercroft.s3.transfers import S3Transfers
+from undercroft.settings_sections import ReconcileSection
 from undercroft.storage.boot import boot_id
 from undercroft.storage.disk import Disk
 from undercroft.telemetry import events
@@ -54,9 +56,8 @@ class Reconcile:
         object_store: ObjectStore | None,
         *,
         telemetry: Events,
-        files_per_second: int,
-        bytes_per_second: int,
-        pause_ms: int,
+        cleaning: Cleaning,
+        settings: ReconcileSection,
         grace_ms: int = GRACE_MS,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
@@ -67,14 +68,14 @@ class Reconcile:
         """
         self._database = database
         self._telemetry = telemetry
-        self._pause_s = pause_ms / 1_000
+        self._pause_s = settings.pause_ms / 1_000
         self._clock = clock
         self._sleep = sleep
         self._started = (boot_id(), now_us())
         self._cursors = Cursors(database)
         self._reported = Reported()
-        pace = Pace(files_per_second, clock, sleep)
-        self._digests = PacedDigest(artifacts.threads, Pace(bytes_per_second, clock, sleep))
+        pace = Pace(settings.files_per_second, clock, sleep)
+        self._digests = PacedDigest(artifacts.threads, Pace(settings.bytes_per_second, clock, sleep))
         self._files = FileCheck(
             artifacts,
             disk,
@@ -84,6 +85,7 @@ class Reconcile:
             pace=pace,
             grace_us=grace_ms * 1_000,
             clock=clock,
+            cleaning=cleaning,
         )
         fetch = transfers if object_store is not None else None
         self._rows = RowCheck(artifacts, disk, database, fetch, digests=self._digests, pace=pace)

@@ -10,9 +10,10 @@ from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.clock import now_us
 from undercroft.database import Database
 from undercroft.errors import ObjectStoreError
+from undercroft.hydration import Cleaning
 from undercroft.s3.object_store import ObjectStore, RemoteObject
 from undercroft.storage.disk import CheckedFile, Disk
-from undercroft.storage.layout import artifact_path
+from undercroft.storage.layout import artifact_path, kind_of
 from undercroft.storage.tree import Listing, TreeWalk, remove_if_unused
 from undercroft.workers.pace import Clock, Pace, PacedDigest
 from undercroft.workers.reconcile_round import Round
@@ -60,6 +61,7 @@ class FileCheck:
         pace: Pace,
         grace_us: int,
         clock: Clock,
+        cleaning: Cleaning,
     ) -> None:
         self._artifacts = artifacts
         self._disk = disk
@@ -69,6 +71,7 @@ class FileCheck:
         self._pace = pace
         self._grace_us = grace_us
         self._clock = clock
+        self._cleaning = cleaning
         self._ask_store_at = clock()
         self._whole_since = 0
 
@@ -125,7 +128,11 @@ class FileCheck:
             return
         async with self._artifacts.alone(key):
             same = await self._artifacts.threads.run(file.is_still_there)
-            if same and self._artifacts.find(key) is None:
+            # A request to clean waits for this lock, then for rows to be committed: a row made under the
+            # lock is older than the request, one made after it would outlive it.
+            if self._cleaning.is_being_cleaned(key):
+                round_.left += 1
+            elif same and self._artifacts.find(key) is None:
                 await self._carry_out(round_, key, file, verdict)
 
     async def _may_get_its_row(self, file: CheckedFile) -> bool:
@@ -139,8 +146,7 @@ class FileCheck:
         """What is to become of the file; None if that cannot be said now."""
         if self._was_cleaned(key, file):
             return REMOVE
-        account_project_kind = key.split("/", 3)[:3]
-        if account_project_kind[2] in NAMED_BY_DIGEST:
+        if kind_of(key) in NAMED_BY_DIGEST:
             digest = await self._digests.of(file)
             return Verdict(digest) if digest == key.rpartition("/")[2] else REMOVE
         if self._is_of_this_boot(file):
