@@ -19,7 +19,7 @@ LAYERS = (
     ("database", "storage", "s3"),
     ("buffers",),
     ("s3.transfers", "key_values", "telemetry", "settings_sections"),
-    ("artifacts", "config"),
+    ("artifacts", "config", "auth"),
     ("hydration",),
     ("s3.transfer_worker", "read_through", "workers"),
     ("api",),
@@ -43,7 +43,7 @@ STARTERS = {
     "api/responses.py": {"ensure_future"},  # listens for the client's leaving, inside one request
     "storage/disk_threads.py": {"ThreadPoolExecutor"},
 }
-ROW_QUERIES = {"artifacts.py", "key_values.py", "s3/transfers.py", "api/health.py"}
+ROW_QUERIES = {"artifacts.py", "auth/tokens.py", "key_values.py", "s3/transfers.py", "api/health.py"}
 ROW_QUERIES_IN = ("database", "buffers", "workers")
 
 

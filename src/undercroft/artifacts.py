@@ -23,7 +23,7 @@ from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.disk import Disk, OpenFile, is_full, sha256_of
 from undercroft.storage.disk_threads import DiskThreads
 from undercroft.storage.key_locks import KeyLocks
-from undercroft.storage.upload import Arrival, Upload, nobody
+from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Upload, nobody
 from undercroft.storage.verified_files import VerifiedFiles
 
 log = structlog.get_logger(__name__)
@@ -248,6 +248,7 @@ class CacheArtifacts:
         declared_size: int | None,
         replace: bool,
         expected_sha256: str | None = None,
+        origin: Origin = UNKNOWN_ORIGIN,
     ) -> Stored:
         """Stores an artifact of unknown or `declared_size` bytes; durable by the rule of `ack` on return.
 
@@ -255,7 +256,7 @@ class CacheArtifacts:
         `TooLargeError`, `CapacityError`, `DigestMismatchError`, the errors of a buffer, OSError; then
         nothing is stored, but for `CommitTimeoutError`: the artifact is there, its row may be late.
         """
-        arrival = Arrival(key, self.new_upload(), replace, expected_sha256)
+        arrival = Arrival(key, self.new_upload(), replace, expected_sha256, origin)
         taken = await self.take_in(arrival, chunks, declared_size)
         if self._waits:
             await self._committed(taken.row, taken.upload)
@@ -364,7 +365,7 @@ class CacheArtifacts:
         """Gives the upload its final name; answers its row, None when another artifact keeps the name."""
         key, upload = arrival.key, arrival.upload
         file, inode = upload.finish(arrival.expected_sha256)
-        row = ArtifactAccess(key, file.size, now_us(), file.digest(), stored=True)
+        row = ArtifactAccess(key, file.size, now_us(), file.digest(), True, *arrival.origin)
         if old is not None:
             # Readers who find the new file before the new row is known must not hold it against the old one.
             self._replacing[key] = (inode, row)

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from undercroft.errors import SettingsError
 from undercroft.settings_sections import (
+    AuthSection,
     BuffersSection,
     DatabaseSection,
     DiskSection,
@@ -41,10 +42,11 @@ class Settings(Section):
     """The node's settings."""
 
     data_dir: Path = Field(Path("data"), description="directory of databases and artifacts")
-    # Before `host`, whose check asks for it.
+    # Before `host`, whose check asks for these two.
     allow_unauthenticated: bool = Field(
         False, description="listen beyond loopback although anybody who reaches the port may read and write"
     )
+    auth: AuthSection = Field(AuthSection(), description="who may do what")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(4000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
     ack: Literal["committed", "buffered"] = Field(
@@ -67,10 +69,13 @@ class Settings(Section):
     @field_validator("host")
     @classmethod
     def _loopback_only(cls, host: str, info: ValidationInfo) -> str:
-        if not info.data.get("allow_unauthenticated") and not _is_loopback(host):
+        auth = info.data.get("auth")
+        asks = auth is not None and auth.mode != "none"
+        if not asks and not info.data.get("allow_unauthenticated") and not _is_loopback(host):
             raise ValueError(
                 "it is reachable from other machines and the node asks nobody who they are: "
-                "listen on 127.0.0.1, or set allow_unauthenticated (UNDERCROFT_ALLOW_UNAUTHENTICATED=true)"
+                "listen on 127.0.0.1, set auth.mode, or set allow_unauthenticated "
+                "(UNDERCROFT_ALLOW_UNAUTHENTICATED=true)"
             )
         return host
 

@@ -69,6 +69,22 @@ class BadRequestError(UndercroftError):
     """A parameter or a body of a request is missing or malformed."""
 
 
+class UnauthenticatedError(UndercroftError):
+    """Who asks did not say who they are, or not in a way that counts."""
+
+
+class ForbiddenError(UndercroftError):
+    """It is known who asks, and they may not."""
+
+
+class ReadOnlyError(ForbiddenError):
+    """Somebody who may only read wants to write."""
+
+
+class AccessUnknownError(UndercroftError):
+    """Whoever knows what a caller may do could not be asked."""
+
+
 class ObjectStoreError(UndercroftError):
     """The object store could not be asked, or did not do what it was asked: nothing is known.
 

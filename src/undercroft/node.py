@@ -14,6 +14,8 @@ from undercroft.api.health import Check, HealthApi, SpecApi, buffer_check, datab
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
 from undercroft.artifacts import CacheArtifacts
+from undercroft.auth.grants import Gate
+from undercroft.auth.tokens import TokenGate
 from undercroft.background import BackgroundWork
 from undercroft.buffers import SQLiteBuffer
 from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
@@ -112,7 +114,7 @@ class Node:
         self.traffic_metrics = TrafficMetrics(self.prometheus, self.telemetry, self.capacity)
         figures = {**self.background.figures(), **self.read_through.figures()}
         self.life_metrics = LifeMetrics(self.prometheus, self.telemetry, figures)
-        self.application = Application(self._routes())
+        self.application = Application(self._routes(), self._gate())
         self.server: HttpServer | None = None
         self.port = settings.port
         self.stopping = False
@@ -153,10 +155,21 @@ class Node:
         services = Services(
             self.artifacts, self.read_through, self.key_values, self.telemetry, self.settings.uploads
         )
-        health = HealthApi(self._checks(), self._render_metrics if self.settings.http.metrics else None)
+        health = HealthApi(
+            self._checks(),
+            self._render_metrics if self.settings.http.metrics else None,
+            "nothing" if self.settings.auth.open_metrics else "any",
+        )
         clean = CleanApi(self.background.clean_project)
         routes = [*dialect_routes(services), *clean.routes(), *health.routes()]
         return [*routes, *SpecApi(routes).routes()]
+
+    def _gate(self) -> Gate | None:
+        """Who lets requests in; None where everybody may do everything."""
+        auth = self.settings.auth
+        if auth.mode == "none":
+            return None
+        return TokenGate(self.node_database, anonymous_read=auth.anonymous_read)
 
     def _checks(self) -> list[Check]:
         return [

@@ -255,7 +255,21 @@ class UploadsSection(Section):
     gradle_max_bytes: Bytes = Field(ByteSize(100 << 20), description="Gradle artifact (bytes)")
     bazel_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Bazel action result or blob (bytes)")
     ccache_max_bytes: Bytes = Field(ByteSize(512 << 20), description="ccache entry (bytes)")
+    immutable: bool = Field(
+        False,
+        description="keep what is stored, as long as it is whole, where a tool's writes otherwise replace it",
+    )
     read_timeout_ms: Count = Field(30_000, description="longest pause inside a body before 408 (ms)")
+
+
+class AuthSection(Section):
+    """Who may do what."""
+
+    mode: Literal["none", "tokens"] = Field(
+        "none", description="`none`: everybody may do everything; `tokens`: see `undercroft token`"
+    )
+    anonymous_read: bool = Field(False, description="without a credential everybody may read every project")
+    open_metrics: bool = Field(False, description="serve `/metrics` without a credential")
 
 
 class HttpSection(Section):

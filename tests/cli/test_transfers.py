@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from tests.support.locks import lock_of_another_process
 from tests.support.node_process import node_process
 from undercroft.cli import app, transfers
+from undercroft.database import insisting
 from undercroft.database.connection import open_connection, transaction
 from undercroft.database.schema import KEY_VALUES, NODE, migrate
 from undercroft.s3 import transfers as service
@@ -136,7 +137,7 @@ def test_foreign_database(tmp_path: Path, command: str) -> None:
 
 
 def test_locked_database(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "LOCKED_ATTEMPTS", 2)
+    monkeypatch.setattr(insisting, "LOCKED_ATTEMPTS", 2)
     with lock_of_another_process(data_dir / "node.sqlite"):
         done = run(data_dir, "retry")
         assert run(data_dir, "list").exit_code == 0

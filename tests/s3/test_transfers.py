@@ -13,7 +13,7 @@ from tests.support.locks import lock_of_another_connection
 from tests.support.recorded_events import RecordedEvents
 from undercroft.buffers import BufferSettings, SQLiteBuffer
 from undercroft.buffers.s3_transfers import S3TransfersBuffer, TransferInsert
-from undercroft.database import Database
+from undercroft.database import Database, insisting
 from undercroft.database.schema import NODE
 from undercroft.database.upkeep import optimize
 from undercroft.errors import DatabaseLockedError, DataDirectoryError
@@ -293,7 +293,7 @@ async def test_listed_parked_ones_first_page_by_page(
 async def test_retry_insists_under_a_lock_but_not_for_ever(
     transfers: S3Transfers, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "LOCKED_ATTEMPTS", 2)
+    monkeypatch.setattr(insisting, "LOCKED_ATTEMPTS", 2)
     with (
         lock_of_another_connection(database.path),
         pytest.raises(DatabaseLockedError, match="another process holds a lock"),

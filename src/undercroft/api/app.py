@@ -9,9 +9,10 @@ import structlog
 
 from undercroft.api import errors, responses
 from undercroft.api.bodies import discard_rest
-from undercroft.api.dialects import answers_for
+from undercroft.api.dialects import answers_for, project_of
 from undercroft.api.request import Receive, Request, Scope, Send
 from undercroft.api.routing import Route, Router, decoded
+from undercroft.auth.grants import Gate, Question
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +23,10 @@ REQUEST_ID_BYTES = 128
 class Application:
     """Answers every request. It has no state of its own."""
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence[Route], gate: Gate | None = None) -> None:
+        """Without a gate everybody may do everything."""
         self._router = Router(routes)
+        self._gate = gate
         self._ids = os.urandom(4).hex()
         self._count = 0
         # Asked once: gathering the values of a record costs more than routing a request.
@@ -55,6 +58,8 @@ class Application:
         route, parameters, methods = self._router.find(request.method, raw_path)
         if route is not None:
             request.parameters = [decoded(part) for part in parameters]
+            if self._gate is not None and route.needs != "nothing":
+                request.caller = await self._gate.admit(_question(request, raw_path, route))
             await route.endpoint(request)
         elif methods:
             allow = (b"allow", ", ".join(methods).encode())
@@ -78,6 +83,12 @@ class Application:
             return given
         self._count += 1
         return f"{self._ids}-{self._count:x}".encode()
+
+
+def _question(request: Request, raw_path: bytes, route: Route) -> Question:
+    """What the gate is asked about a request."""
+    authorization = request.headers.get(b"authorization")
+    return Question(authorization, route.needs, lambda: project_of(request, raw_path), request.request_id)
 
 
 def _about(request: Request, scope: Scope) -> dict[str, str]:

@@ -12,6 +12,7 @@ from undercroft.api.request import Request
 from undercroft.artifacts import CacheArtifacts, OpenArtifact, Stored
 from undercroft.read_through import ReadThrough, Source
 from undercroft.storage.layout import scoped_key
+from undercroft.storage.upload import Origin
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
@@ -29,6 +30,8 @@ NOT_STORED = {
     408: "the body stopped coming",
     413: "not stored: too large, or no room now",
 }
+
+USER_AGENT_BYTES = 200
 
 
 @dataclass
@@ -59,7 +62,7 @@ class ArtifactRoutes:
         """Answers GET and HEAD: 200, 206, 304 or 416, and 404 for a miss; 307 where redirects are wanted."""
         result, sent = "error", 0
         try:
-            if self.redirects and request.scope is None and await self._redirected(request, key):
+            if self.redirects and request.caller.scope is None and await self._redirected(request, key):
                 result = "s3_hit"
                 return
             found, source = await self._find(request, key)
@@ -99,14 +102,21 @@ class ArtifactRoutes:
         with self._told() as upload:
             body = Body(request, self.max_bytes, self.read_timeout_ms)
             stored = await self.artifacts.store(
-                scoped_key(key, request.scope),
+                scoped_key(key, request.caller.scope),
                 body.chunks(),
                 declared_size=body.declared,
                 replace=self.replace,
                 expected_sha256=expected_sha256,
+                origin=self._origin(request),
             )
             upload.result, upload.bytes = stored.value, body.received
         return stored
+
+    def _origin(self, request: Request) -> Origin:
+        """Who writes. What a client calls itself may be anything, and is shown to people."""
+        agent = request.headers.get(b"user-agent", b"")[:USER_AGENT_BYTES].decode("latin-1")
+        printable = "".join(character if character.isprintable() else "?" for character in agent)
+        return Origin(request.caller.name, self.tool, printable or None)
 
     @contextmanager
     def _told(self) -> Iterator[_Upload]:
@@ -148,7 +158,7 @@ class ArtifactRoutes:
 
     async def delete(self, request: Request, key: str) -> None:
         """Removes what is stored under the key, here and in the object store; nothing is fine as well."""
-        await self.lookup.delete(scoped_key(key, request.scope))
+        await self.lookup.delete(scoped_key(key, request.caller.scope))
 
     async def _stored_key(self, request: Request, key: str) -> str | None:
         """Under which of the keys the caller may read it lies, whole, on this disk."""
@@ -167,7 +177,7 @@ class ArtifactRoutes:
 
 def _readable(request: Request, key: str) -> tuple[str, ...]:
     """What the caller may be served for a key: of its own scope first, then what is trusted."""
-    return (key,) if request.scope is None else (scoped_key(key, request.scope), key)
+    return (key,) if request.caller.scope is None else (scoped_key(key, request.caller.scope), key)
 
 
 def _digest(found: OpenArtifact, header: bytes | None) -> list[tuple[bytes, bytes]]:

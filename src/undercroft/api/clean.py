@@ -28,7 +28,9 @@ class CleanApi:
         }
         progress = {200: "the newest request", 400: "bad parameters", 404: "there was no request"}
         return [
-            Route("DELETE", PATH, self.delete, "Remove everything of a project", taken, HANDLES),
+            Route(
+                "DELETE", PATH, self.delete, "Remove everything of a project", taken, HANDLES, right="clean"
+            ),
             Route("GET", PATH, self.get, "How far the removal has come", progress, HANDLES),
         ]
 

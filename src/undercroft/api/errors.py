@@ -8,6 +8,7 @@ import msgspec
 from undercroft import errors
 from undercroft.api import responses
 from undercroft.api.request import Request
+from undercroft.auth.credentials import CHALLENGES
 
 
 def _json_message(_status: int, text: str) -> tuple[bytes, bytes]:
@@ -34,6 +35,16 @@ class Answers(NamedTuple):
     """The body stopped coming."""
     mismatch: int = 422
     """The body is not what its digest says."""
+    unauthenticated: int = 401
+    """Nobody knows who asks."""
+    forbidden: int = 403
+    """A caller writes, or removes, what is not theirs."""
+    read_only: int = 403
+    """A caller who may only read writes."""
+    forbidden_read: int = 403
+    """A caller reads what is not theirs to read."""
+    access_unknown: int | None = None
+    """Nobody could say what the caller may do; None: as for what is `busy` or `broken`."""
     broken: int = 404
     """A read failed; for a tool that is a miss."""
     render: Callable[[int, str], tuple[bytes, bytes]] = _json_message
@@ -45,24 +56,31 @@ READS = ("GET", "HEAD")
 RETRY_AFTER = (b"retry-after", b"1")
 
 
+# Which answer an error gets. The first that fits counts; any other is "broken" to a reader and "busy" to a
+# writer.
+KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    ((errors.BadRequestError, errors.InvalidKeyError, errors.IncompleteBodyError), "malformed"),
+    (errors.UnauthenticatedError, "unauthenticated"),
+    (errors.ReadOnlyError, "read_only"),
+    (errors.ForbiddenError, "forbidden"),
+    (errors.BodyTimeoutError, "too_slow"),
+    (errors.DigestMismatchError, "mismatch"),
+    (errors.TooLargeError, "too_large"),
+    (errors.CapacityError, "full_now"),
+    (errors.RowRefusedError, "refused"),
+    (errors.AccessUnknownError, "access_unknown"),
+)
+
+
 def status_of(error: Exception, answers: Answers, method: str) -> int:
-    """The status for an error. What nobody foresaw is "broken" to a reader and "busy" to a writer."""
-    match error:
-        case errors.BadRequestError() | errors.InvalidKeyError() | errors.IncompleteBodyError():
-            status = answers.malformed
-        case errors.BodyTimeoutError():
-            status = answers.too_slow
-        case errors.DigestMismatchError():
-            status = answers.mismatch
-        case errors.TooLargeError():
-            status = answers.too_large
-        case errors.CapacityError():
-            status = answers.full_now
-        case errors.RowRefusedError():
-            status = answers.refused
-        case _:
-            status = answers.broken if method in READS else answers.busy
-    return status
+    """The status for an error."""
+    kind = next((kind for types, kind in KINDS if isinstance(error, types)), "")
+    if method in READS:
+        kind = "forbidden_read" if kind == "forbidden" else kind or "broken"
+    status = getattr(answers, kind or "busy")
+    if status is None:
+        status = answers.broken if method in READS else answers.busy
+    return int(status)
 
 
 def is_foreseen(error: Exception) -> bool:
@@ -75,6 +93,6 @@ async def answer(request: Request, error: Exception, answers: Answers) -> int:
     status = status_of(error, answers, request.method)
     text = str(error) if is_foreseen(error) else "the node could not do this; its log says why"
     body, content_type = answers.render(status, text)
-    headers = [RETRY_AFTER] if status == 503 else None
+    headers = {401: CHALLENGES, 503: [RETRY_AFTER]}.get(status)
     await responses.content(request, status, body, content_type, headers)
     return status

@@ -10,6 +10,7 @@ import undercroft
 from undercroft.api import responses
 from undercroft.api.request import Request
 from undercroft.api.routing import Endpoint, Route
+from undercroft.auth.grants import Right
 from undercroft.buffers import SQLiteBuffer
 from undercroft.database import Database
 from undercroft.errors import UndercroftError
@@ -63,19 +64,26 @@ def buffer_check(buffer: SQLiteBuffer[Any, Any]) -> Check:
     return check
 
 
-def _get_and_head(path: str, endpoint: Endpoint, summary: str, answers: Mapping[int, str]) -> list[Route]:
+def _get_and_head(
+    path: str, endpoint: Endpoint, summary: str, answers: Mapping[int, str], right: Right = "nothing"
+) -> list[Route]:
     """A path for people and probes: some of those ask with HEAD."""
-    return [Route(method, path, endpoint, summary, answers) for method in ("GET", "HEAD")]
+    return [Route(method, path, endpoint, summary, answers, right=right) for method in ("GET", "HEAD")]
 
 
 class HealthApi:
     """Asks each part whether it works; renders the metrics."""
 
     def __init__(
-        self, checks: Sequence[Check], render_metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None
+        self,
+        checks: Sequence[Check],
+        render_metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None,
+        metrics_right: Right = "nothing",
     ) -> None:
+        """`metrics_right`: what a caller needs to be shown the metrics."""
         self._checks = checks
         self._render_metrics = render_metrics
+        self._metrics_right = metrics_right
 
     def routes(self) -> list[Route]:
         """The routes; `/metrics` only if it is served."""
@@ -83,7 +91,7 @@ class HealthApi:
         routes = _get_and_head("/up", self.up, "Health", healthy)
         if self._render_metrics is not None:
             answers = {200: "Prometheus text format", 503: "the node could not gather them"}
-            routes += _get_and_head("/metrics", self.metrics, "Metrics", answers)
+            routes += _get_and_head("/metrics", self.metrics, "Metrics", answers, self._metrics_right)
         return routes
 
     async def up(self, request: Request) -> None:

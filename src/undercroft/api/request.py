@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
+from undercroft.auth.grants import ANYBODY
 from undercroft.errors import BadRequestError
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -16,6 +17,7 @@ class Request:
 
     __slots__ = (
         "body_over",
+        "caller",
         "headers",
         "method",
         "parameters",
@@ -23,7 +25,6 @@ class Request:
         "receive",
         "received",
         "request_id",
-        "scope",
         "send",
         "status",
     )
@@ -41,8 +42,7 @@ class Request:
         self.body_over = False
         """Whether there is nothing more to read: the body is complete, or no more of it will come."""
         self.request_id = b""
-        self.scope: str | None = None
-        """The trust scope of the caller; None for who is trusted."""
+        self.caller = ANYBODY
         self.status = 0
         """The status sent; 0 as long as there is none, when something else may still be answered."""
 

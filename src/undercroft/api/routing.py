@@ -2,15 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from undercroft.api.request import Request
+from undercroft.auth.grants import Right
 from undercroft.errors import InvalidKeyError
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[None]]
-
-Right: TypeAlias = Literal["nothing", "read", "write"]
 
 READS = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
 

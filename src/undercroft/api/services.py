@@ -23,7 +23,8 @@ class Services:
     def entries(self, tool: str, max_bytes: int, *, replace: bool, redirects: bool = False) -> ArtifactRoutes:
         """The artifacts as one tool uses them, counted under `tool`.
 
-        With `replace` a write heals whatever is there. `redirects`: whether its clients can be sent to
+        With `replace` a write heals whatever is there, unless entries are set to be immutable: then it
+        only heals what is damaged. `redirects`: whether its clients can be sent to
         the object store.
         """
         return ArtifactRoutes(
@@ -31,7 +32,7 @@ class Services:
             self.lookup,
             self.telemetry,
             tool,
-            replace,
+            replace and not self.uploads.immutable,
             max_bytes,
             self.uploads.read_timeout_ms,
             redirects,

@@ -93,7 +93,15 @@ class TuistApi:
                 "PUT", "/api/cache/keyvalue", self.put, "Replace the values of a key", stored, HANDLES, body
             ),
             Route("GET", one, self.get, "Fetch the values of a key", values, HANDLES),
-            Route("PUT", one, self.get, "Fetch the values of a key, as an old client does", values, HANDLES),
+            Route(
+                "PUT",
+                one,
+                self.get,
+                "Fetch the values of a key, as an old client does",
+                values,
+                HANDLES,
+                right="read",
+            ),
         ]
 
     def _cas_routes(self) -> list[Route]:
@@ -123,7 +131,8 @@ class TuistApi:
             account, project = project_in(request)
             body = Body(request, self.key_value_max_bytes, self.read_timeout_ms)
             written = _parse(await body.whole())
-            key = key_value_key(account, project, safe_component(written.cas_id, "cas_id"))
+            cas_id = safe_component(written.cas_id, "cas_id")
+            key = key_value_key(account, project, cas_id, request.caller.scope)
             await self.key_values.put(key, _encoder.encode(Payload(written.entries)).decode())
             result = SUCCESS
         finally:
@@ -133,7 +142,10 @@ class TuistApi:
     async def get(self, request: Request) -> None:
         """Answers the values of a key."""
         account, project = project_in(request)
-        payload = self.key_values.get(key_value_key(account, project, _component(request, "cas_id")))
+        cas_id, scope = _component(request, "cas_id"), request.caller.scope
+        payload = self.key_values.get(key_value_key(account, project, cas_id, scope))
+        if payload is None and scope is not None:
+            payload = self.key_values.get(key_value_key(account, project, cas_id))
         self.telemetry.emit(events.KEY_VALUE_GET, ONE, MISS if payload is None else HIT)
         if payload is None:
             await responses.message(request, 404, "no values are stored under this key")

@@ -22,7 +22,8 @@ class ArtifactAccess(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The artifact under `key` was stored, or served, at `accessed_at` (microseconds since the epoch).
 
     `stored` tells the two apart: a store must reach the table, an access may be shed. Without a
-    digest (64 lowercase hex digits of SHA-256) the table keeps the one it has.
+    digest (64 lowercase hex digits of SHA-256) the table keeps the one it has. Only a store says who
+    wrote the artifact, with which tool and client.
     """
 
     key: str
@@ -30,6 +31,9 @@ class ArtifactAccess(msgspec.Struct, frozen=True, array_like=True, gc=False):
     accessed_at: int
     content_sha256: str | None = None
     stored: bool = False
+    written_by: str | None = None
+    tool: str | None = None
+    user_agent: str | None = None
 
 
 class ArtifactDelete(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -137,15 +141,20 @@ def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAcce
 # stored_at moves with stores only: what asks for it wants to know how old the bytes are.
 UPSERT = """
 INSERT INTO cache_artifacts
-    (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at, stored_at)
-SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now, iif(value ->> 4, :now, NULL)
+    (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at, stored_at,
+     written_by, tool, user_agent)
+SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now, iif(value ->> 4, :now, NULL),
+    value ->> 5, value ->> 6, value ->> 7
 FROM json_each(:entries) WHERE true
 ON CONFLICT (key) DO UPDATE SET
     size_bytes = excluded.size_bytes,
     content_sha256 = coalesce(excluded.content_sha256, content_sha256),
     last_accessed_at = excluded.last_accessed_at,
     updated_at = excluded.updated_at,
-    stored_at = coalesce(excluded.stored_at, stored_at)
+    stored_at = coalesce(excluded.stored_at, stored_at),
+    written_by = iif(excluded.stored_at IS NULL, written_by, excluded.written_by),
+    tool = iif(excluded.stored_at IS NULL, tool, excluded.tool),
+    user_agent = iif(excluded.stored_at IS NULL, user_agent, excluded.user_agent)
 """
 
 DELETE = "DELETE FROM cache_artifacts WHERE key IN (SELECT value ->> 0 FROM json_each(:entries))"

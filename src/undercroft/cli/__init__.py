@@ -3,7 +3,7 @@
 import typer
 
 import undercroft
-from undercroft.cli import check, serve, transfers
+from undercroft.cli import check, inspect, serve, token, transfers
 
 # Pretty exceptions would draw boxes into a log, with the values of local variables in them.
 app = typer.Typer(
@@ -11,6 +11,8 @@ app = typer.Typer(
 )
 app.command(name="serve")(serve.serve)
 app.command(name="check")(check.check)
+app.command(name="inspect")(inspect.inspect)
+app.add_typer(token.app, name="token")
 app.add_typer(transfers.app, name="transfers")
 
 

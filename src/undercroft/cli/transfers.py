@@ -1,11 +1,8 @@
 """`undercroft transfers`: what waits to be moved to or from the object store, of a node running or not."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import msgspec
 import typer
@@ -13,25 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from undercroft.config import load
+from undercroft.cli.node_database import ConfigOption, DataDirOption, with_node_database
+from undercroft.config import Settings
 from undercroft.database import Database
-from undercroft.database.schema import NODE
-from undercroft.errors import DataDirectoryError, UndercroftError
 from undercroft.s3.transfers import ListedTransfer, listed, retry_parked
-
-EXIT_UNUSABLE = 2
-"""Settings are wrong, or the database is missing, locked, foreign, or cannot be written."""
 
 # More than a person reads; --json has no end.
 TABLE_ROWS = 200
 
 # Where no terminal says how wide it is: keys are long, and one that is cut is of no use.
 FILE_COLUMNS = 240
-
-DataDirOption: TypeAlias = Annotated[
-    Path | None, typer.Option("--data-dir", help="Directory of databases and artifacts [default: data]")
-]
-ConfigOption: TypeAlias = Annotated[Path | None, typer.Option("--config", help="TOML file with settings")]
 
 app = typer.Typer(no_args_is_help=True, help="Look at transfers to and from the object store.")
 
@@ -46,51 +34,28 @@ def list_transfers(
 
     The node may be running; what it was asked for within the last moment may not be there yet.
     """
-    _with_database(data_dir, config, _print_json if as_json else _print_table)
+    with_node_database(data_dir, config, _print_json if as_json else _print_table)
 
 
 @app.command()
 def retry(data_dir: DataDirOption = None, config: ConfigOption = None) -> None:
     """Give parked transfers new attempts; a running node begins within seconds."""
-    _with_database(data_dir, config, _retry)
+    with_node_database(data_dir, config, _retry)
 
 
-def _with_database(
-    data_dir: Path | None, config: Path | None, act: Callable[[Database], Awaitable[None]]
-) -> None:
-    """Does it, or says what is in the way."""
-    try:
-        settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
-        path = settings.data_dir / f"{NODE.name}.sqlite"
-        if not path.is_file():
-            raise DataDirectoryError(f"there is no {path}: is this the data directory of a node?")
-        asyncio.run(_opened(Database(path, NODE), act))
-    except (UndercroftError, OSError) as error:
-        typer.echo(f"undercroft: {error}", err=True)
-        raise typer.Exit(EXIT_UNUSABLE) from error
-
-
-async def _opened(database: Database, act: Callable[[Database], Awaitable[None]]) -> None:
-    database.open()
-    try:
-        await act(database)
-    finally:
-        await database.close()
-
-
-async def _retry(database: Database) -> None:
+async def _retry(_settings: Settings, database: Database) -> None:
     count = await retry_parked(database)
     typer.echo(f"{count} parked transfer(s) will be tried again")
 
 
-async def _print_json(database: Database) -> None:
+async def _print_json(_settings: Settings, database: Database) -> None:
     async with aclosing(listed(database)) as pages:
         async for page in pages:
             for transfer in page:
                 typer.echo(msgspec.json.encode(transfer).decode())
 
 
-async def _print_table(database: Database) -> None:
+async def _print_table(_settings: Settings, database: Database) -> None:
     shown: list[ListedTransfer] = []
     total = 0
     async with aclosing(listed(database)) as pages:

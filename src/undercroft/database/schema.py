@@ -45,6 +45,7 @@ NODE = Schema(
         (2, "cursors"),
         (2, "boots"),
         (2, "clean_jobs"),
+        (3, "tokens"),
     ),
 )
 

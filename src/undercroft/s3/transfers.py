@@ -1,7 +1,7 @@
 """The service of transfers: what is to be moved to or from the object store, as rows."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -22,11 +22,10 @@ from undercroft.buffers.s3_transfers import (
 from undercroft.clock import now_us
 from undercroft.database import Database
 from undercroft.database.connection import transaction
+from undercroft.database.insisting import insisting
 from undercroft.errors import (
     BufferFullError,
     CommitTimeoutError,
-    DatabaseLockedError,
-    DataDirectoryError,
     UndercroftError,
 )
 from undercroft.telemetry import events
@@ -46,9 +45,6 @@ SLICE_ROWS = 1_000
 
 # Rows of one key that may be ready at once: one of each type.
 TYPES = 3
-
-# SQLite waits 100 ms for a lock by itself; the node beside us holds it for much less.
-LOCKED_ATTEMPTS = 50
 
 
 class Transfer(msgspec.Struct, frozen=True):
@@ -231,7 +227,7 @@ async def retry_parked(database: Database) -> int:
     Raises `DatabaseLockedError` when another process does not let go of the database,
     `DataDirectoryError` when it cannot be written.
     """
-    return await _insisting(database, lambda: _in_slices(database, RETRY_PARKED))
+    return await insisting(database, lambda: _in_slices(database, RETRY_PARKED))
 
 
 async def listed(database: Database) -> AsyncGenerator[list[ListedTransfer], None]:
@@ -241,7 +237,7 @@ async def listed(database: Database) -> AsyncGenerator[list[ListedTransfer], Non
     """
     for sql in (LIST_PARKED, LIST_OTHERS):
         after = ""
-        while page := await _insisting(database, partial(_page, database, sql, after)):
+        while page := await insisting(database, partial(_page, database, sql, after)):
             yield page
             after = page[-1].id
 
@@ -258,21 +254,6 @@ async def _in_slices(database: Database, sql: str) -> int:
         changed = await database.write(lambda connection: _changed(connection, sql))
         total += changed
     return total
-
-
-async def _insisting(database: Database, ask: Callable[[], Awaitable[T]]) -> T:
-    """What `ask` answers, which is tried again while the database is locked."""
-    left = LOCKED_ATTEMPTS
-    while True:
-        left -= 1
-        try:
-            return await ask()
-        except apsw.Error as error:
-            if not isinstance(error, apsw.BusyError | apsw.LockedError):
-                raise DataDirectoryError(f"cannot use {database.path}: {error}") from error
-            if not left:
-                reason = f"another process holds a lock on {database.path} ({error}): end it and try again"
-                raise DatabaseLockedError(reason) from error
 
 
 # --- in the thread of the database ------------------------------------------------------------------

@@ -78,10 +78,16 @@ def artifact_path(root: Path, key: str) -> str:
     return f"{root}/{key}"
 
 
-def key_value_key(account: str, project: str, cas_id: str) -> str:
-    """The row key `keyvalue:{account}:{project}:{cas_id}`; a colon inside a handle is percent-encoded."""
+def key_value_key(account: str, project: str, cas_id: str, scope: str | None = None) -> str:
+    """The row key `keyvalue:{account}:{project}:[~{scope}:]{cas_id}`.
+
+    A colon inside a handle is percent-encoded. A trusted id that looks like one of a scope stands
+    behind `~:`, which no scope has for a name.
+    """
     if ":" in account or ":" in project:
         # Otherwise `a:b` + `c` and `a` + `b:c` would share their entries. The %3A it brings is upper
         # case, so that no handle, which is lower case, looks like an encoded one.
         account, project = (quote(handle, safe=" ") for handle in (account, project))
+    if scope is not None or cas_id.startswith("~"):
+        cas_id = f"~{scope or ''}:{cas_id}"
     return f"keyvalue:{account}:{project}:{cas_id}"

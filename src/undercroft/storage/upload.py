@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from undercroft.errors import DigestMismatchError
 from undercroft.storage.disk import Disk, TemporaryFile
@@ -75,6 +76,17 @@ def nobody(*_: object) -> None:
     """Hears nothing."""
 
 
+class Origin(NamedTuple):
+    """Who wrote an artifact, with which tool and client; None where nobody said."""
+
+    written_by: str | None = None
+    tool: str | None = None
+    user_agent: str | None = None
+
+
+UNKNOWN_ORIGIN = Origin()
+
+
 @dataclass
 class Arrival:
     """One artifact on its way in, and what is asked of it."""
@@ -83,6 +95,7 @@ class Arrival:
     upload: Upload
     replace: bool
     expected_sha256: str | None
+    origin: Origin = UNKNOWN_ORIGIN
     from_object_store: bool = False
     """Then it need not be uploaded to where it comes from."""
     check: Callable[[], None] = nobody

@@ -1,0 +1,101 @@
+"""What a caller may do, in which projects, and in which trust scope."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from undercroft.errors import ForbiddenError, ReadOnlyError, SettingsError
+from undercroft.storage.layout import safe_handle
+
+Right: TypeAlias = Literal["nothing", "any", "read", "write", "clean"]
+"""What a route asks for: nothing at all, any valid credential, to read, to write, or to remove a project."""
+
+Project: TypeAlias = tuple[str, str]
+"""Handles of account and project, checked and in lower case."""
+
+# A scope is a directory of its own, and stands between colons in the keys of key values.
+_SCOPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class Caller(NamedTuple):
+    """Who sends a request: a name for people, None for nobody in particular."""
+
+    name: str | None = None
+    scope: str | None = None
+    """The trust scope what it writes goes to; None for what everybody reads."""
+
+
+ANYBODY = Caller()
+
+
+class Question(NamedTuple):
+    """What a gate is asked. `project` reads the handles from the request, and raises if it cannot."""
+
+    authorization: bytes | None
+    right: Right
+    project: Callable[[], Project]
+    request_id: bytes = b""
+
+
+class Gate(Protocol):
+    """Lets requests in."""
+
+    async def admit(self, asked: Question) -> Caller:
+        """Who it is. The credential is looked at first, then the project, then the right.
+
+        Raises `UnauthenticatedError`, `ForbiddenError`, `ReadOnlyError`, `AccessUnknownError`, and what
+        `asked.project` raises.
+        """
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The rights of one caller in the projects that match one of the patterns `{account}/{project}`."""
+
+    caller: Caller
+    projects: tuple[str, ...]
+    may_read: bool
+    may_write: bool
+
+    def check(self, right: Right, project: Project) -> None:
+        """Raises `ForbiddenError`, or `ReadOnlyError` for a write by who may only read."""
+        name = "/".join(project)
+        if not any(matches(pattern, project) for pattern in self.projects):
+            raise ForbiddenError(f"{self._who} has no access to the project {name}")
+        if right == "read" and not self.may_read:
+            raise ForbiddenError(f"{self._who} may not read in {name}")
+        if right in ("write", "clean") and not self.may_write:
+            raise ReadOnlyError(f"{self._who} may only read in {name}")
+        if right == "clean" and self.caller.scope is not None:
+            raise ForbiddenError(
+                f"{self._who} writes into scope {self.caller.scope}, it cannot remove {name}"
+            )
+
+    @property
+    def _who(self) -> str:
+        return f"token {self.caller.name}"
+
+
+def matches(pattern: str, project: Project) -> bool:
+    """Whether a pattern like `acme/*` covers the project. A star never crosses the slash."""
+    account, _, name = pattern.partition("/")
+    return fnmatchcase(project[0], account) and fnmatchcase(project[1], name)
+
+
+def checked_pattern(text: str) -> str:
+    """The pattern in lower case, as handles are. Raises `SettingsError`."""
+    parts = text.split("/")
+    if len(parts) != 2:
+        raise SettingsError(f"{text!r} is no pattern of projects: write ACCOUNT/PROJECT, ACCOUNT/* or */*")
+    return "/".join(safe_handle(part, "project pattern") for part in parts)
+
+
+def checked_scope(text: str) -> str:
+    """The name of a trust scope. Raises `SettingsError`."""
+    if _SCOPE.fullmatch(text) is None:
+        raise SettingsError(
+            f"{text!r} is no name of a scope: lower case letters, digits, dot, dash, underscore, at most 63"
+        )
+    return text

@@ -1,0 +1,83 @@
+"""`undercroft inspect`: what is known of one artifact."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from undercroft.cli.node_database import ConfigOption, DataDirOption, with_node_database
+from undercroft.config import Settings
+from undercroft.database import Database
+
+EXIT_NOT_FOUND = 1
+"""Nothing is known of the artifact."""
+
+
+class Inspected(msgspec.Struct, frozen=True):
+    """An artifact's row, and the file beside it; times in microseconds since the epoch."""
+
+    key: str
+    size_bytes: int
+    content_sha256: str | None
+    stored_at: int | None
+    last_accessed_at: int
+    written_by: str | None
+    tool: str | None
+    user_agent: str | None
+    file_bytes: int | None
+    """None if there is no file."""
+
+
+def inspect(
+    key: Annotated[
+        str, typer.Argument(help="Like acme/app/gradle/ab/cd/abcd..., as files lie in artifacts/")
+    ],
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object")] = False,
+) -> None:
+    """Show who wrote an artifact, when and with what, and whether its file is there.
+
+    The node may be running; what it stored within the last moment may not be there yet.
+    """
+
+    async def act(settings: Settings, database: Database) -> None:
+        row: Any = database.find(SELECT, key)
+        if row is None:
+            typer.echo(f"undercroft: nothing is known of {key!r}", err=True)
+            raise typer.Exit(EXIT_NOT_FOUND)
+        path = settings.data_dir / "artifacts" / key
+        values: list[Any] = [key, *row, path.stat().st_size if path.is_file() else None]
+        found = Inspected(*values)
+        typer.echo(msgspec.json.encode(found).decode() if as_json else _text(found))
+
+    with_node_database(data_dir, config, act)
+
+
+def _text(found: Inspected) -> str:
+    file = "there is none" if found.file_bytes is None else f"{found.file_bytes} bytes"
+    lines = {
+        "key": found.key,
+        "size": f"{found.size_bytes} bytes",
+        "sha256": found.content_sha256 or "unknown",
+        "stored": _time(found.stored_at),
+        "last used": _time(found.last_accessed_at),
+        "written by": found.written_by or "nobody who gave a name",
+        "tool": found.tool or "unknown",
+        "client": found.user_agent or "unknown",
+        "file": file,
+    }
+    return "\n".join(f"{name + ':':<12}{value}" for name, value in lines.items())
+
+
+def _time(at_us: int | None) -> str:
+    if at_us is None:
+        return "unknown"
+    return f"{datetime.fromtimestamp(at_us / 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+SELECT = """
+SELECT size_bytes, content_sha256, stored_at, last_accessed_at, written_by, tool, user_agent
+FROM cache_artifacts WHERE key = ?
+"""

@@ -1,0 +1,56 @@
+"""What commands need to look at the databases of a node, running or not."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from undercroft.config import Settings, load
+from undercroft.database import Database
+from undercroft.database.schema import NODE
+from undercroft.errors import DataDirectoryError, UndercroftError
+
+EXIT_UNUSABLE = 2
+"""Settings are wrong, or the database is missing, locked, foreign, or cannot be written."""
+
+DataDirOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--data-dir", help="Directory of databases and artifacts [default: data]")
+]
+ConfigOption: TypeAlias = Annotated[Path | None, typer.Option("--config", help="TOML file with settings")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON object a line")]
+
+
+def with_node_database(
+    data_dir: Path | None,
+    config: Path | None,
+    act: Callable[[Settings, Database], Awaitable[None]],
+    *,
+    create: bool = False,
+) -> None:
+    """Does it with the open database, or says on standard error what is in the way and exits.
+
+    With `create` a data directory that is not there yet is made, as the node itself would do.
+    """
+    try:
+        settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
+        path = settings.data_dir / f"{NODE.name}.sqlite"
+        if create:
+            settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif not path.is_file():
+            raise DataDirectoryError(f"there is no {path}: is this the data directory of a node?")
+        asyncio.run(_opened(settings, Database(path, NODE), act))
+    except (UndercroftError, OSError) as error:
+        typer.echo(f"undercroft: {error}", err=True)
+        raise typer.Exit(EXIT_UNUSABLE) from error
+
+
+async def _opened(
+    settings: Settings, database: Database, act: Callable[[Settings, Database], Awaitable[None]]
+) -> None:
+    database.open()
+    try:
+        await act(settings, database)
+    finally:
+        await database.close()

@@ -1,0 +1,208 @@
+"""Who may do what: every route of the node, asked by every kind of caller."""
+
+import base64
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from tests.support.served_node import ServedNode
+from undercroft.auth.credentials import new_token
+from undercroft.auth.tokens import NewToken, create_token, revoke_token
+
+from .conftest import OpenNode
+from .dialects import QUERY
+
+HASH = "ab" * 32
+
+# What each route asks for, and what a caller is told who may only read. A new route is added here by hand:
+# who may use it is a decision.
+ROUTES = {
+    ("GET", "/up"): "nothing",
+    ("HEAD", "/up"): "nothing",
+    ("GET", "/api/spec"): "nothing",
+    ("HEAD", "/api/spec"): "nothing",
+    ("GET", "/metrics"): "any",
+    ("HEAD", "/metrics"): "any",
+    ("PUT", "/api/cache/keyvalue"): "write",
+    ("GET", "/api/cache/keyvalue/{cas_id}"): "read",
+    ("PUT", "/api/cache/keyvalue/{cas_id}"): "read",
+    ("GET", "/api/cache/cas/{id}"): "read",
+    ("HEAD", "/api/cache/cas/{id}"): "read",
+    ("POST", "/api/cache/cas/{id}"): "write",
+    ("GET", "/api/cache/gradle/{key}"): "read",
+    ("HEAD", "/api/cache/gradle/{key}"): "read",
+    ("PUT", "/api/cache/gradle/{key}"): "write",
+    ("DELETE", "/api/cache/clean"): "clean",
+    ("GET", "/api/cache/clean"): "read",
+    ("GET", "/gradle/{account}/{project}/{key}"): "read",
+    ("HEAD", "/gradle/{account}/{project}/{key}"): "read",
+    ("PUT", "/gradle/{account}/{project}/{key}"): "write",
+    ("GET", "/bazel/{account}/{project}/{instance_kind_hash...}"): "read",
+    ("HEAD", "/bazel/{account}/{project}/{instance_kind_hash...}"): "read",
+    ("PUT", "/bazel/{account}/{project}/{instance_kind_hash...}"): "write",
+    ("GET", "/ccache/{account}/{project}/{key...}"): "read",
+    ("HEAD", "/ccache/{account}/{project}/{key...}"): "read",
+    ("PUT", "/ccache/{account}/{project}/{key...}"): "write",
+    ("DELETE", "/ccache/{account}/{project}/{key...}"): "write",
+}
+
+READ_ONLY = {"gradle": 413}
+"""What who may only read is told of a write, by the first part of the path; 403 elsewhere."""
+
+OTHERS_READ: dict[str, int] = {}
+"""What is told who reads in a project that is not theirs; 403 elsewhere."""
+
+EXAMPLES = {"{account}": "acc", "{project}": "proj", "{instance_kind_hash...}": f"ac/{HASH}"}
+
+BAD_CREDENTIALS = {
+    "nothing": None,
+    "nonsense": "Bearer nonsense",
+    "another scheme": "Digest username=x",
+    "no base64": "Basic %%%",
+    "unknown": f"Bearer {new_token().text}",
+}
+
+
+class Callers(NamedTuple):
+    """Authorization headers of tokens for `acc/*`."""
+
+    reads: str
+    writes: str
+    both: str
+    scoped: str
+    stranger: str
+    expired: str
+    revoked: str
+
+
+def path_of(template: str) -> str:
+    parts = (EXAMPLES.get(part, HASH if part.startswith("{") else part) for part in template.split("/"))
+    path = "/".join(parts)
+    return path + QUERY if path.startswith("/api/cache/") else path
+
+
+async def callers(served: ServedNode) -> Callers:
+    database = served.node.node_database
+
+    async def token(name: str, *, scope: str | None = None, project: str = "acc/*", **other: int) -> str:
+        reads, writes = name != "writes", name != "reads"
+        made = await create_token(
+            database, NewToken(name, (project,), reads, writes, scope, other.get("expires_at"))
+        )
+        return f"Bearer {made.text}"
+
+    found = Callers(
+        reads=await token("reads"),
+        writes=await token("writes"),
+        both=await token("both"),
+        scoped=await token("scoped", scope="pr"),
+        stranger=await token("stranger", project="other/*"),
+        expired=await token("expired", expires_at=1),
+        revoked=await token("revoked"),
+    )
+    assert await revoke_token(database, "revoked")
+    return found
+
+
+async def status(served: ServedNode, method: str, path: str, authorization: str | None) -> httpx.Response:
+    headers = {} if authorization is None else {"authorization": authorization}
+    content = b"bytes" if method in ("PUT", "POST") else None
+    return await served.client.request(method, path, headers=headers, content=content)
+
+
+def refusal(right: str, caller: str, tool: str) -> int | None:
+    """The status a caller with a good token is refused with; None if they are let in."""
+    if right in ("nothing", "any") or caller == "both" or (caller == "scoped" and right != "clean"):
+        return None
+    if caller == "stranger":
+        return OTHERS_READ.get(tool, 403) if right == "read" else 403
+    if caller == "reads":
+        return None if right == "read" else READ_ONLY.get(tool, 403)
+    if caller == "writes":
+        return OTHERS_READ.get(tool, 403) if right == "read" else None
+    return 403
+
+
+async def test_every_route_is_decided_on(served: ServedNode) -> None:
+    assert set(ROUTES) == {(route.method, route.path) for route in served.node.application._router.routes}
+
+
+async def test_the_matrix(open_node: OpenNode) -> None:
+    served = await open_node(auth={"mode": "tokens"})
+    tokens = await callers(served)
+    for (method, template), right in ROUTES.items():
+        path, tool = path_of(template), template.split("/")[1]
+        for name, credential in BAD_CREDENTIALS.items() | {
+            ("expired", tokens.expired),
+            ("revoked", tokens.revoked),
+        }:
+            answer = await status(served, method, path, credential)
+            assert (answer.status_code == 401) is (right != "nothing"), (method, path, name)
+            if answer.status_code == 401:
+                challenges = answer.headers.get_list("www-authenticate")
+                assert [challenge.split()[0] for challenge in challenges] == ["Bearer", "Basic"]
+        for caller in ("reads", "writes", "both", "scoped", "stranger"):
+            answer = await status(served, method, path, getattr(tokens, caller))
+            expected = refusal(right, caller, tool)
+            if expected is None:
+                assert answer.status_code not in (401, 403), (method, path, caller, answer.text)
+            else:
+                assert answer.status_code == expected, (method, path, caller, answer.text)
+
+
+async def test_without_authentication_nobody_is_asked(served: ServedNode) -> None:
+    for (method, template), right in ROUTES.items():
+        if right != "clean":
+            answer = await status(served, method, path_of(template), "Bearer nonsense")
+            assert answer.status_code not in (401, 403)
+
+
+async def test_anonymous_readers(open_node: OpenNode) -> None:
+    served = await open_node(auth={"mode": "tokens", "anonymous_read": True})
+    for (method, template), right in ROUTES.items():
+        answer = await status(served, method, path_of(template), None)
+        assert (answer.status_code == 401) is (right in ("write", "clean")), (method, template)
+
+
+async def test_metrics_may_be_open(open_node: OpenNode) -> None:
+    served = await open_node(auth={"mode": "tokens", "open_metrics": True})
+    assert (await served.client.get("/metrics")).status_code == 200
+
+
+async def test_basic_with_the_token_as_password(open_node: OpenNode) -> None:
+    served = await open_node(auth={"mode": "tokens"})
+    token = (await callers(served)).both.removeprefix("Bearer ")
+    path = f"/ccache/acc/proj/{HASH}"
+    sent = await served.client.put(path, content=b"bytes", auth=("anybody", token))
+    assert sent.status_code == 201
+    assert (await served.client.get(path, auth=(token, ""))).content == b"bytes"
+
+
+async def test_the_credential_comes_before_the_parameters(open_node: OpenNode) -> None:
+    served = await open_node(auth={"mode": "tokens"})
+    token = (await callers(served)).both
+    assert (await served.client.get("/api/cache/cas/x")).status_code == 401
+    assert (await status(served, "GET", "/api/cache/cas/x", token)).status_code == 400
+    assert (await status(served, "GET", "/gradle/acc/%2e%2e/x", token)).status_code == 400
+
+
+async def test_a_refused_upload_is_not_stored_and_the_connection_goes_on(open_node: OpenNode) -> None:
+    served = await open_node(auth={"mode": "tokens"})
+    token = base64.b64encode(f":{(await callers(served)).reads.removeprefix('Bearer ')}".encode())
+    head = b"PUT /ccache/acc/proj/%s HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n" % HASH.encode()
+    for authorization, expected in ((b"", 401), (b"authorization: Basic %s\r\n" % token, 403)):
+        answer, usable = await served.raw(head + authorization + b"\r\n", b"bytes")
+        assert (answer.status, usable) == (expected, True)
+    await served.assert_nothing_stored()
+
+
+async def test_nothing_of_a_credential_is_logged(
+    open_node: OpenNode, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = await open_node(auth={"mode": "tokens"}, log={"level": "debug"})
+    for name, authorization in (await callers(served))._asdict().items():
+        secret = authorization.rpartition("_")[2]
+        answer = await status(served, "GET", f"/gradle/acc/proj/{HASH}?token={secret}", authorization)
+        shown = answer.text + caplog.text + "".join(capsys.readouterr())
+        assert secret not in shown, name

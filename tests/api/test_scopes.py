@@ -1,0 +1,113 @@
+"""Trust scopes: who is not trusted reads what is, and writes where nobody trusted looks."""
+
+from typing import NamedTuple
+
+import pytest
+
+from tests.support.served_node import ServedNode
+from undercroft.auth.tokens import NewToken, create_token
+
+from .conftest import OpenNode
+from .dialects import BAZEL_CAS, CCACHE, DIALECTS, QUERY, DialectCase
+
+every_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+
+
+class Rig(NamedTuple):
+    served: ServedNode
+    headers: dict[str, dict[str, str]]
+
+    async def put(self, who: str, dialect: DialectCase, path: str, content: bytes) -> int:
+        answer = await self.served.client.request(
+            dialect.method, path, content=content, headers=self.headers[who]
+        )
+        return answer.status_code
+
+    async def get(self, who: str, path: str) -> bytes | None:
+        answer = await self.served.client.get(path, headers=self.headers[who])
+        assert answer.status_code in (200, 404)
+        return answer.content if answer.status_code == 200 else None
+
+
+@pytest.fixture
+async def rig(open_node: OpenNode) -> Rig:
+    served = await open_node(auth={"mode": "tokens"})
+    headers = {}
+    for name, scope in (("main", None), ("pr", "pr"), ("fork", "fork")):
+        token = await create_token(
+            served.node.node_database, NewToken(name, ("acc/*",), may_read=True, may_write=True, scope=scope)
+        )
+        headers[name] = {"authorization": f"Bearer {token.text}"}
+    return Rig(served, headers)
+
+
+@every_dialect
+async def test_what_a_scope_writes_only_the_scope_reads(rig: Rig, dialect: DialectCase) -> None:
+    path = dialect.path_for(b"from pr")
+    assert await rig.put("pr", dialect, path, b"from pr") == dialect.created
+    assert await rig.get("pr", path) == b"from pr"
+    assert await rig.get("main", path) is None
+    assert await rig.get("fork", path) is None
+    # What is there for the scope is not there for the others.
+    assert await rig.put("main", dialect, path, b"from pr") == dialect.created
+    assert await rig.get("fork", path) == b"from pr"
+
+
+@every_dialect
+async def test_a_scope_reads_what_is_trusted_and_never_changes_it(rig: Rig, dialect: DialectCase) -> None:
+    path = dialect.path_for(b"trusted")
+    assert await rig.put("main", dialect, path, b"trusted") == dialect.created
+    assert await rig.get("pr", path) == b"trusted"
+    poison = b"trusted" if dialect is BAZEL_CAS else b"poison"
+    assert await rig.put("pr", dialect, path, poison) in (dialect.created, dialect.again)
+    assert await rig.get("main", path) == b"trusted"
+    assert await rig.get("fork", path) == b"trusted"
+
+
+async def test_a_scope_removes_only_its_own(rig: Rig) -> None:
+    path = CCACHE.path("0" * 64)
+    await rig.put("main", CCACHE, path, b"trusted")
+    await rig.put("pr", CCACHE, path, b"own")
+    for _ in range(2):
+        answer = await rig.served.client.delete(path, headers=rig.headers["pr"])
+        assert answer.status_code == 204
+    assert await rig.get("pr", path) == b"trusted"
+    assert await rig.get("main", path) == b"trusted"
+
+
+async def test_key_values(rig: Rig) -> None:
+    async def put(who: str, value: str, cas_id: str = "k") -> None:
+        body = {"cas_id": cas_id, "entries": [{"value": value}]}
+        answer = await rig.served.client.put(
+            f"/api/cache/keyvalue{QUERY}", json=body, headers=rig.headers[who]
+        )
+        assert answer.status_code == 204
+
+    async def get(who: str, cas_id: str = "k") -> str | None:
+        answer = await rig.served.client.get(f"/api/cache/keyvalue/{cas_id}{QUERY}", headers=rig.headers[who])
+        return answer.json()["entries"][0]["value"] if answer.status_code == 200 else None
+
+    await put("pr", "poison")
+    assert [await get(who) for who in ("pr", "main", "fork")] == ["poison", None, None]
+    await put("main", "trusted")
+    assert [await get(who) for who in ("pr", "main", "fork")] == ["poison", "trusted", "trusted"]
+    # An id that is spelled like a scope's is still another.
+    await put("main", "trusted", "~pr:x")
+    assert await get("pr", "x") is None
+    await put("pr", "poison", "x")
+    assert await get("main", "~pr:x") == "trusted"
+
+
+async def test_who_wrote_it_is_kept_with_the_artifact(rig: Rig) -> None:
+    headers = rig.headers["main"] | {"user-agent": "ccache/4.7.5 \t(test)"}
+    await rig.served.client.put(CCACHE.path("0" * 64), content=b"1", headers=headers)
+    await rig.get("pr", CCACHE.path("0" * 64))
+    await rig.put("pr", CCACHE, CCACHE.path("0" * 64), b"22")
+    await rig.served.node.artifacts.flush()
+    rows = rig.served.rows("SELECT size_bytes, written_by, tool, user_agent FROM cache_artifacts ORDER BY 1")
+    assert rows[0] == (1, "main", "ccache", "ccache/4.7.5 ?(test)")
+    assert rows[1][:3] == (2, "pr", "ccache")
+    # To be read does not change who wrote it, and to be written again does.
+    await rig.get("main", CCACHE.path("0" * 64))
+    await rig.served.node.artifacts.flush()
+    assert rig.served.rows("SELECT written_by FROM cache_artifacts WHERE size_bytes = 1") == [("main",)]

@@ -1,0 +1,83 @@
+"""What a grant allows."""
+
+import pytest
+
+from undercroft.auth.grants import Caller, Grant, Right, checked_pattern, checked_scope, matches
+from undercroft.errors import ForbiddenError, InvalidKeyError, ReadOnlyError, SettingsError
+
+APP = ("acme", "app")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "project", "covers"),
+    [
+        ("acme/app", APP, True),
+        ("acme/*", APP, True),
+        ("*/*", APP, True),
+        ("acme/a*", APP, True),
+        ("acme/app2", APP, False),
+        ("acme/ap", APP, False),
+        ("other/*", APP, False),
+        ("*/app", ("other", "app"), True),
+        ("acme/*", ("acme", "a/b"), True),
+        ("acme/*", ("acme/x", "b"), False),
+    ],
+)
+def test_patterns(pattern: str, project: tuple[str, str], covers: bool) -> None:
+    assert matches(pattern, project) is covers
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes", "right", "error"),
+    [
+        (True, False, "read", None),
+        (True, False, "write", ReadOnlyError),
+        (True, False, "clean", ReadOnlyError),
+        (False, True, "read", ForbiddenError),
+        (False, True, "write", None),
+        (True, True, "clean", None),
+    ],
+)
+def test_rights(reads: bool, writes: bool, right: Right, error: type[Exception] | None) -> None:
+    grant = Grant(Caller("ci"), ("acme/*",), reads, writes)
+    if error is None:
+        grant.check(right, APP)
+        return
+    with pytest.raises(error, match="token ci") as caught:
+        grant.check(right, APP)
+    assert type(caught.value) is error
+    assert "acme/app" in str(caught.value)
+
+
+@pytest.mark.parametrize("right", ["read", "write", "clean"])
+def test_another_project_is_forbidden_and_not_only_read_only(right: Right) -> None:
+    with pytest.raises(ForbiddenError, match="no access to the project other/app") as caught:
+        Grant(Caller("ci"), ("acme/*",), True, True).check(right, ("other", "app"))
+    assert type(caught.value) is ForbiddenError
+
+
+def test_who_writes_into_a_scope_cannot_remove_the_project() -> None:
+    grant = Grant(Caller("ci", "pr"), ("acme/*",), True, True)
+    grant.check("write", APP)
+    with pytest.raises(ForbiddenError, match="scope pr"):
+        grant.check("clean", APP)
+
+
+@pytest.mark.parametrize("text", ["acme", "a/b/c", "", "acme/", "/app"])
+def test_patterns_that_are_none(text: str) -> None:
+    with pytest.raises((SettingsError, InvalidKeyError)):
+        checked_pattern(text)
+
+
+def test_patterns_are_kept_in_lower_case() -> None:
+    assert checked_pattern("Acme/*") == "acme/*"
+
+
+@pytest.mark.parametrize("text", ["", "PR", "a:b", "a/b", "~", "x" * 64, ".."])
+def test_scopes_that_are_none(text: str) -> None:
+    with pytest.raises(SettingsError):
+        checked_scope(text)
+
+
+def test_scopes() -> None:
+    assert [checked_scope(text) for text in ("pr", "pr-1.2_x", "x" * 63)] == ["pr", "pr-1.2_x", "x" * 63]
