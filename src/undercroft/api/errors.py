@@ -36,17 +36,22 @@ class Answers(NamedTuple):
     """The body is not what its digest says."""
     broken: int = 404
     """A read failed; for a tool that is a miss."""
+    strict: bool = False
+    """Whether the tool fails at any status it does not know: whatever is wrong with a read is `broken`, and
+    what has no route is `broken` to a reader and `malformed` to a writer."""
     render: Callable[[int, str], tuple[bytes, bytes]] = _json_message
     """The body that says `text` with a status, and its content type."""
 
 
-READS = ("GET", "HEAD")
+READS = ("GET", "HEAD", "PROPFIND")
 
 RETRY_AFTER = (b"retry-after", b"1")
 
 
 def status_of(error: Exception, answers: Answers, method: str) -> int:
     """The status for an error. What nobody foresaw is "broken" to a reader and "busy" to a writer."""
+    if answers.strict and method in READS:
+        return answers.broken
     match error:
         case errors.BadRequestError() | errors.InvalidKeyError() | errors.IncompleteBodyError():
             status = answers.malformed
@@ -78,3 +83,13 @@ async def answer(request: Request, error: Exception, answers: Answers) -> int:
     headers = [RETRY_AFTER] if status == 503 else None
     await responses.content(request, status, body, content_type, headers)
     return status
+
+
+async def no_route(request: Request, methods: list[str], answers: Answers) -> None:
+    """Answers a request that has no route; `methods` are those its path does have."""
+    status, text = (405, f"{request.method} is not for this path") if methods else (404, "no such path")
+    if answers.strict:
+        status = answers.broken if request.method in READS else answers.malformed
+    headers = [(b"allow", ", ".join(methods).encode())] if methods else None
+    body, content_type = answers.render(status, text)
+    await responses.content(request, status, body, content_type, headers)
