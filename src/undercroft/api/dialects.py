@@ -7,9 +7,11 @@ from undercroft.api.bazel import BazelApi
 from undercroft.api.ccache import CcacheApi
 from undercroft.api.errors import Answers
 from undercroft.api.gradle import GradleApi
+from undercroft.api.nx import NX, NxApi
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
 from undercroft.api.tuist import TuistApi
+from undercroft.api.webdav import WebdavApi
 
 
 class DialectApi(Protocol):
@@ -35,6 +37,8 @@ DIALECTS = (
     Dialect(b"/gradle/", GradleApi, Answers(full_now=413, too_large=413, refused=413, busy=413)),
     Dialect(b"/bazel/", BazelApi, Answers(full_now=413, too_large=413, refused=413, busy=413, mismatch=400)),
     Dialect(b"/ccache/", CcacheApi, Answers(full_now=413, too_large=413, refused=413, busy=413)),
+    Dialect(b"/webdav/", WebdavApi, Answers(full_now=413, too_large=413, refused=413, busy=413)),
+    Dialect(b"/nx/", NxApi, NX),
 )
 # fmt: on
 
