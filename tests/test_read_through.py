@@ -390,3 +390,36 @@ async def test_counted(served: ServedNode) -> None:
         "tuist_cache_cas_download_s3_misses_total 1.0",
     ):
         assert line in text.splitlines()
+
+
+# --- for a tool that fails at an answer which ends too soon -------------------------------------------
+
+NX_KEY = "acc/proj/nx/12/34/1234"
+NX_PATH = "/nx/acc/proj/v1/cache/1234"
+
+
+async def test_surely_whole_or_a_miss(served: ServedNode, proxy: FaultProxy) -> None:
+    await put_object(served, LARGE, NX_KEY, sha256="0" * 64)
+    # Others hear that it is wrong by a connection that breaks before the last byte.
+    assert (await served.client.get(NX_PATH)).status_code == 404
+    await hydrated(served)
+    assert artifact_files(served.folder) == []
+
+
+async def test_surely_whole_of_what_comes_late_is_for_the_next(
+    open_node: OpenNode, proxy: FaultProxy
+) -> None:
+    served = await open_node(first_byte_timeout_ms=200)
+    await put_object(served, LARGE, NX_KEY)
+    proxy.set(Fault(bytes_per_s=10 << 20))
+    assert (await served.client.get(NX_PATH)).status_code == 404
+    await hydrated(served)
+    got = await served.client.get(NX_PATH)
+    assert (got.status_code, got.content) == (200, LARGE)
+    assert downloads(proxy) == 1
+
+
+async def test_surely_whole_of_what_comes_in_time(served: ServedNode) -> None:
+    await put_object(served, LARGE, NX_KEY)
+    got = await served.client.get(NX_PATH)
+    assert (got.status_code, got.content) == (200, LARGE)

@@ -153,7 +153,12 @@ class Node:
     def _routes(self) -> list[Route]:
         """Every dialect with its part of the services, and what the node says of itself."""
         services = Services(
-            self.artifacts, self.read_through, self.key_values, self.telemetry, self.settings.uploads
+            self.artifacts,
+            self.read_through,
+            self.key_values,
+            self.telemetry,
+            self.settings.uploads,
+            self.disk.artifacts,
         )
         health = HealthApi(
             self._checks(),

@@ -100,18 +100,22 @@ class ReadThrough:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    async def open(self, key: str) -> Lookup:
-        """The artifact, open for reading; counts as an access. Raises OSError when the disk fails."""
-        found = await self._artifacts.read(key)
+    async def open(self, key: str, surely: bool = False) -> Lookup:
+        """The artifact, open for reading; counts as an access. Raises OSError when the disk fails.
+
+        `surely`: nothing is handed out before all of it is here and its digest was right. What takes longer
+        to fetch than a client may be kept waiting is a miss for this one, and there for the next.
+        """
+        found = await self._artifacts.read(key, surely)
         if found is not None:
             return Lookup(found, Source.DISK)
         if self._tier is None or not self._may_ask(self._tier, key):
             return self._not_asked(key)
-        return await self._fetched(self._tier, key)
+        return await self._fetched(self._tier, key, surely)
 
-    async def head(self, key: str) -> Lookup:
-        """Size and digest of the artifact; nothing is fetched."""
-        found = await self._artifacts.read(key)
+    async def head(self, key: str, surely: bool = False) -> Lookup:
+        """Size and digest of the artifact; nothing is fetched. `surely` is for what is on disk."""
+        found = await self._artifacts.read(key, surely)
         if found is not None:
             return Lookup(found, Source.DISK)
         if self._tier is None or not self._may_ask(self._tier, key):
@@ -176,7 +180,7 @@ class ReadThrough:
 
     # --- fetching ---------------------------------------------------------------------------------
 
-    async def _fetched(self, tier: SecondTier, key: str) -> Lookup:
+    async def _fetched(self, tier: SecondTier, key: str, surely: bool) -> Lookup:
         """Waits for the one fetch of the key, as long as a client may be kept waiting."""
         hydration = self._running.get(key) or self._start(tier, key)
         try:
@@ -185,12 +189,12 @@ class ReadThrough:
                 remote = await hydration.begun()
                 if remote is None:
                     return Lookup(None, Source.NOWHERE)
-                if remote.size > WHOLE_BYTES:
+                if remote.size > WHOLE_BYTES and not surely:
                     return Lookup(await hydration.reader(), Source.OBJECT_STORE)
                 await hydration.finished()
         except (TimeoutError, UndercroftError, OSError):
             return Lookup(None, Source.UNKNOWN)
-        found = await self._artifacts.read(key)
+        found = await self._artifacts.read(key, surely)
         return Lookup(found, Source.OBJECT_STORE if found is not None else Source.UNKNOWN)
 
     def _start(self, tier: SecondTier, key: str) -> Hydration:

@@ -259,6 +259,8 @@ class UploadsSection(Section):
         False,
         description="keep what is stored, as long as it is whole, where a tool's writes otherwise replace it",
     )
+    webdav_max_bytes: Bytes = Field(ByteSize(512 << 20), description="WebDAV (sccache) artifact (bytes)")
+    nx_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Nx artifact (bytes)")
     read_timeout_ms: Count = Field(30_000, description="longest pause inside a body before 408 (ms)")
 
 

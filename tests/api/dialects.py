@@ -1,6 +1,7 @@
 """How each dialect reads and writes an artifact, for tests that hold for all of them."""
 
 import hashlib
+import json
 from typing import NamedTuple
 
 QUERY = "?account_handle=acc&project_handle=proj"
@@ -20,6 +21,12 @@ class DialectCase(NamedTuple):
     tool: str = ""
     limit: str = ""
     """The setting that bounds its bodies."""
+    too_large: int = 413
+    too_slow: int = 408
+    malformed: int = 400
+    malformed_get: int = 400
+    ranges: bool = True
+    """Whether it answers conditions and parts of an artifact."""
 
     def path(self, identifier: str) -> str:
         return self.template.replace("{id}", identifier)
@@ -61,7 +68,48 @@ CCACHE = DialectCase(
     "ccache", "/ccache/acc/proj/{id}", "PUT", 201, 200, 413, 413, 422, "ccache", "ccache_max_bytes"
 )
 
-DIALECTS = (TUIST_CAS, TUIST_GRADLE, GRADLE, BAZEL_AC, BAZEL_CAS, CCACHE)
-REPLACING = (GRADLE, BAZEL_AC, CCACHE)
-FREE_NAMES = (TUIST_CAS, TUIST_GRADLE, GRADLE, CCACHE)
+WEBDAV = DialectCase(
+    "webdav", "/webdav/acc/proj/a/b/c/{id}", "PUT", 201, 201, 413, 413, 422, "webdav", "webdav_max_bytes"
+)
+NX = DialectCase(
+    "nx",
+    "/nx/acc/proj/v1/cache/{id}",
+    "PUT",
+    200,
+    409,
+    403,
+    403,
+    403,
+    "nx",
+    "nx_max_bytes",
+    too_large=403,
+    too_slow=403,
+    malformed=403,
+    malformed_get=404,
+    ranges=False,
+)
+
+DIALECTS = (TUIST_CAS, TUIST_GRADLE, GRADLE, BAZEL_AC, BAZEL_CAS, CCACHE, WEBDAV, NX)
+REPLACING = (GRADLE, BAZEL_AC, CCACHE, WEBDAV)
+FREE_NAMES = (TUIST_CAS, TUIST_GRADLE, GRADLE, CCACHE, WEBDAV, NX)
 """Those whose artifacts may have any safe name."""
+
+
+def malformed(method: str, path: str) -> int:
+    """The status of a request whose path is no good."""
+    if not path.startswith("/nx/"):
+        return 400
+    return NX.malformed_get if method in ("GET", "HEAD") else NX.malformed
+
+
+def message_of(content_type: str, body: bytes) -> str:
+    """What an error says: JSON, or for Nx, which shows it to its user, text."""
+    if content_type == "text/plain; charset=utf-8":
+        text = body.decode()
+    else:
+        assert content_type == "application/json"
+        decoded = json.loads(body)
+        assert set(decoded) == {"message"}
+        text = decoded["message"]
+    assert text
+    return text

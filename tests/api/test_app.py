@@ -17,11 +17,19 @@ from undercroft.api.routing import Route
 from undercroft.buffers import SQLiteBuffer
 
 from .conftest import OpenNode
-from .dialects import QUERY
+from .dialects import QUERY, message_of
 
 HASH = "0" * 64
 Break = Callable[[ServedNode, pytest.MonkeyPatch], None]
-FILLED = {"{cas_id}": "k", "{id}": "k", "{key}": "k", "{account}": "a", "{project}": "p"}
+FILLED = {
+    "{path...}": "k",
+    "{hash}": "k",
+    "{cas_id}": "k",
+    "{id}": "k",
+    "{key}": "k",
+    "{account}": "a",
+    "{project}": "p",
+}
 
 
 def routes_of(served: ServedNode) -> tuple[Route, ...]:
@@ -70,9 +78,10 @@ async def test_method_that_a_path_does_not_have(served: ServedNode) -> None:
     for path, methods in allowed.items():
         for method in {"GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"} - methods:
             got = await served.client.request(method, path)
-            assert got.status_code == 405, (method, path)
+            # Nx would fail the run at a 405.
+            assert got.status_code == (403 if path.startswith("/nx/") else 405), (method, path)
             assert set(got.headers["allow"].split(", ")) == methods
-            assert method == "HEAD" or got.json()["message"]
+            assert method == "HEAD" or message_of(got.headers["content-type"], got.content)
 
 
 async def test_unknown_path(served: ServedNode) -> None:
@@ -210,7 +219,11 @@ async def test_metrics_can_be_switched_off(open_node: OpenNode) -> None:
 async def test_document_is_valid_openapi_and_lists_exactly_the_routes(served: ServedNode) -> None:
     document: dict[str, Any] = (await served.client.get("/api/spec")).json()
     validate(document)
-    listed = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    listed = {
+        (method.removeprefix("x-").upper(), path)
+        for path, item in document["paths"].items()
+        for method in item
+    }
     assert listed == {(route.method, route.path.replace("...}", "}")) for route in routes_of(served)}
     assert document["info"]["title"] == "Undercroft"
 

@@ -92,9 +92,8 @@ async def test_large_artifact_in_chunks_both_ways(served: ServedNode, dialect: D
     assert put.status_code == dialect.created
     got = await served.client.get(path)
     assert got.content == data
-    assert (await served.client.get(path, headers={"range": "bytes=100-2999999"})).content == data[
-        100:3_000_000
-    ]
+    part = await served.client.get(path, headers={"range": "bytes=100-2999999"})
+    assert part.content == (data[100:3_000_000] if dialect.ranges else data)
 
 
 @every_dialect
@@ -185,7 +184,7 @@ IGNORED = [
 ]
 
 
-@every_dialect
+@pytest.mark.parametrize("dialect", [one for one in DIALECTS if one.ranges], ids=lambda dialect: dialect.name)
 async def test_ranges(served: ServedNode, dialect: DialectCase) -> None:
     path = await stored(served, dialect)
     for asked, start, end in RANGES:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from undercroft.api import errors, responses
+from undercroft.api import errors
 from undercroft.api.bodies import discard_rest
 from undercroft.api.dialects import answers_for, project_of
 from undercroft.api.request import Receive, Request, Scope, Send
@@ -61,11 +61,8 @@ class Application:
             if self._gate is not None and route.needs != "nothing":
                 request.caller = await self._gate.admit(_question(request, raw_path, route))
             await route.endpoint(request)
-        elif methods:
-            allow = (b"allow", ", ".join(methods).encode())
-            await responses.message(request, 405, f"{request.method} is not for this path", [allow])
         else:
-            await responses.message(request, 404, "no such path")
+            await errors.no_route(request, methods, answers_for(raw_path))
 
     async def _answer(self, request: Request, scope: Scope, error: Exception) -> None:
         if not errors.is_foreseen(error):

@@ -57,6 +57,8 @@ class ArtifactRoutes:
     read_timeout_ms: int
     redirects: bool = False
     """Whether clients of this dialect can be sent to the object store."""
+    surely: bool = False
+    """Whether not a byte is sent before all are known to be right: a tool may not survive an end too soon."""
 
     async def serve(self, request: Request, key: str, *, digest_header: bytes | None = None) -> None:
         """Answers GET and HEAD: 200, 206, 304 or 416, and 404 for a miss; 307 where redirects are wanted."""
@@ -81,8 +83,8 @@ class ArtifactRoutes:
     async def _find(self, request: Request, key: str) -> tuple[OpenArtifact | None, Source]:
         look = self.lookup.head if request.method == "HEAD" else self.lookup.open
         found, source = None, Source.NOWHERE
-        for candidate in _readable(request, key):
-            found, source = await look(candidate)
+        for candidate in readable(request, key):
+            found, source = await look(candidate, self.surely)
             if found is not None:
                 break
         return found, source
@@ -149,12 +151,18 @@ class ArtifactRoutes:
 
     async def exists(self, request: Request, key: str) -> bool:
         """Whether GET would find it, on disk or in the object store. Not counted as a download."""
-        for candidate in _readable(request, key):
-            found, _ = await self.lookup.head(candidate)
+        found = await self.about(request, key)
+        if found is not None:
+            found.close()
+        return found is not None
+
+    async def about(self, request: Request, key: str) -> OpenArtifact | None:
+        """What GET would find, like `exists`; whoever gets it closes it."""
+        for candidate in readable(request, key):
+            found, _ = await self.lookup.head(candidate, self.surely)
             if found is not None:
-                found.close()
-                return True
-        return False
+                return found
+        return None
 
     async def delete(self, request: Request, key: str) -> None:
         """Removes what is stored under the key, here and in the object store; nothing is fine as well."""
@@ -162,20 +170,20 @@ class ArtifactRoutes:
 
     async def _stored_key(self, request: Request, key: str) -> str | None:
         """Under which of the keys the caller may read it lies, whole, on this disk."""
-        for candidate in _readable(request, key):
+        for candidate in readable(request, key):
             there = self.artifacts.find(candidate) is not None and not self.artifacts.is_doomed(candidate)
             if there and await self._is_whole(candidate):
                 return candidate
         return None
 
     async def _is_whole(self, key: str) -> bool:
-        found = await self.artifacts.read(key)
+        found = await self.artifacts.read(key, self.surely)
         if found is not None:
             found.close()
         return found is not None
 
 
-def _readable(request: Request, key: str) -> tuple[str, ...]:
+def readable(request: Request, key: str) -> tuple[str, ...]:
     """What the caller may be served for a key: of its own scope first, then what is trusted."""
     return (key,) if request.caller.scope is None else (scoped_key(key, request.caller.scope), key)
 

@@ -7,11 +7,13 @@ from undercroft.api.bazel import BazelApi
 from undercroft.api.ccache import CcacheApi
 from undercroft.api.errors import Answers
 from undercroft.api.gradle import GradleApi
+from undercroft.api.nx import NX, NxApi
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
 from undercroft.api.tuist import TuistApi
 from undercroft.api.tuist_project import project_in
+from undercroft.api.webdav import WebdavApi
 from undercroft.auth.grants import Project
 from undercroft.storage.layout import safe_handle
 
@@ -47,6 +49,8 @@ DIALECTS = (
     Dialect(b"/gradle/", GradleApi, SOFT._replace(read_only=413)),
     Dialect(b"/bazel/", BazelApi, SOFT._replace(mismatch=400)),
     Dialect(b"/ccache/", CcacheApi, SOFT),
+    Dialect(b"/webdav/", WebdavApi, SOFT),
+    Dialect(b"/nx/", NxApi, NX),
 )
 
 # What belongs to no tool: /up, /metrics, /api/spec. Who watches the node must see that it is broken.

@@ -47,11 +47,14 @@ class Answers(NamedTuple):
     """Nobody could say what the caller may do; None: as for what is `busy` or `broken`."""
     broken: int = 404
     """A read failed; for a tool that is a miss."""
+    strict: bool = False
+    """Whether the tool fails at any status it does not know: whatever is wrong with a read is `broken`, and
+    what has no route is `broken` to a reader and `malformed` to a writer."""
     render: Callable[[int, str], tuple[bytes, bytes]] = _json_message
     """The body that says `text` with a status, and its content type."""
 
 
-READS = ("GET", "HEAD")
+READS = ("GET", "HEAD", "PROPFIND")
 
 RETRY_AFTER = (b"retry-after", b"1")
 
@@ -73,7 +76,9 @@ KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
 
 
 def status_of(error: Exception, answers: Answers, method: str) -> int:
-    """The status for an error."""
+    """The status for an error. What nobody foresaw is "broken" to a reader and "busy" to a writer."""
+    if answers.strict and method in READS:
+        return answers.broken
     kind = next((kind for types, kind in KINDS if isinstance(error, types)), "")
     if method in READS:
         kind = "forbidden_read" if kind == "forbidden" else kind or "broken"
@@ -96,3 +101,13 @@ async def answer(request: Request, error: Exception, answers: Answers) -> int:
     headers = {401: CHALLENGES, 503: [RETRY_AFTER]}.get(status)
     await responses.content(request, status, body, content_type, headers)
     return status
+
+
+async def no_route(request: Request, methods: list[str], answers: Answers) -> None:
+    """Answers a request that has no route; `methods` are those its path does have."""
+    status, text = (405, f"{request.method} is not for this path") if methods else (404, "no such path")
+    if answers.strict:
+        status = answers.broken if request.method in READS else answers.malformed
+    headers = [(b"allow", ", ".join(methods).encode())] if methods else None
+    body, content_type = answers.render(status, text)
+    await responses.content(request, status, body, content_type, headers)

@@ -64,6 +64,9 @@ def buffer_check(buffer: SQLiteBuffer[Any, Any]) -> Check:
     return check
 
 
+OPENAPI_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
+
+
 def _get_and_head(
     path: str, endpoint: Endpoint, summary: str, answers: Mapping[int, str], right: Right = "nothing"
 ) -> list[Route]:
@@ -125,7 +128,10 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     """Routes as an OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.0)."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path.replace("...}", "}"), {})[route.method.lower()] = _operation(route)
+        method = route.method.lower()
+        # WebDAV's methods have no place in OpenAPI 3.1 but that of an extension.
+        field = method if method in OPENAPI_METHODS else f"x-{method}"
+        paths.setdefault(route.path.replace("...}", "}"), {})[field] = _operation(route)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Undercroft", "version": undercroft.__version__},

@@ -1,6 +1,7 @@
 """What the node offers to its dialects."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from undercroft.api.artifact_routes import ArtifactRoutes
 from undercroft.artifacts import CacheArtifacts
@@ -19,13 +20,17 @@ class Services:
     key_values: KeyValueStore
     telemetry: Events
     uploads: UploadsSection
+    artifacts_root: Path
+    """The directory of all artifacts, for a dialect that lists names."""
 
-    def entries(self, tool: str, max_bytes: int, *, replace: bool, redirects: bool = False) -> ArtifactRoutes:
+    def entries(
+        self, tool: str, max_bytes: int, *, replace: bool, redirects: bool = False, surely: bool = False
+    ) -> ArtifactRoutes:
         """The artifacts as one tool uses them, counted under `tool`.
 
         With `replace` a write heals whatever is there, unless entries are set to be immutable: then it
-        only heals what is damaged. `redirects`: whether its clients can be sent to
-        the object store.
+        only heals what is damaged. `redirects`: whether its clients can be sent to the object store.
+        `surely`: nothing is sent that is not known to be whole.
         """
         return ArtifactRoutes(
             self.artifacts,
@@ -36,4 +41,5 @@ class Services:
             max_bytes,
             self.uploads.read_timeout_ms,
             redirects,
+            surely,
         )

@@ -15,7 +15,7 @@ from undercroft.telemetry.tallies import Tally
 
 # Tools with series of their own on existing dashboards; native Gradle counts as gradle, too.
 DASHBOARD_TOOLS = ("cas", "module", "gradle")
-TOOLS = (*DASHBOARD_TOOLS, "bazel", "ccache")
+TOOLS = (*DASHBOARD_TOOLS, "bazel", "ccache", "webdav", "nx")
 
 # What each counter of a dashboard's tool says, after the tool's name.
 DOWNLOAD_COUNTERS = {
