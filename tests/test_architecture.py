@@ -21,6 +21,7 @@ LAYERS = (
     ("s3.transfers", "key_values", "telemetry", "settings_sections"),
     ("artifacts", "config", "auth"),
     ("hydration",),
+    ("s3.moves",),
     ("s3.transfer_worker", "read_through", "workers"),
     ("api",),
     ("server", "background"),

@@ -16,7 +16,7 @@ from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
 from tests.support.s3_endpoint import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY, S3Endpoint
 from tests.support.served_node import ServedNode, served_node
-from undercroft.read_through import DOWN_AFTER
+from undercroft.s3.concurrency import DOWN_AFTER
 
 KEY = "acc/proj/ccache/ab/cd/abcdef"
 PATH = "/ccache/acc/proj/abcdef"
@@ -283,7 +283,7 @@ async def test_one_request_finds_out_that_it_is_up_again(open_node: OpenNode, pr
     async with asyncio.timeout(20):
         while (await served.client.get(PATH)).status_code != 200:
             pass
-    assert served.node.read_through._failures == 0
+    assert not served.node.read_through._pace.is_down
 
 
 @pytest.mark.parametrize("mode", ["reset", "cut"])

@@ -130,6 +130,11 @@ class CacheArtifacts:
         row = self._database.find(SELECT_ROW, key)
         return None if row is None else ArtifactAccess(key, *row)
 
+    def is_here(self, key: str) -> bool:
+        """Whether there is a file with a row of its size. One point query."""
+        row = self.find(key)
+        return row is not None and self._disk.size(key) == row.size_bytes
+
     def track_access(self, row: ArtifactAccess) -> None:
         """Records that the artifact was used now."""
         self._buffer.enqueue_nowait(ArtifactAccess(row.key, row.size_bytes, now_us()))
@@ -221,10 +226,8 @@ class CacheArtifacts:
         An access recorded with an old size would make the new row contradict its file.
         """
         now = self.find(row.key)
-        return now is not None and (now.size_bytes, now.content_sha256) == (
-            row.size_bytes,
-            row.content_sha256,
-        )
+        said = row.size_bytes, row.content_sha256
+        return now is not None and (now.size_bytes, now.content_sha256) == said
 
     def _row_of(self, key: str, inode: int) -> ArtifactAccess | None:
         replacing = self._replacing.get(key)
@@ -295,11 +298,9 @@ class CacheArtifacts:
                 await self._receive(arrival, chunks, room)
                 return await self._publish(arrival, room)
             except OSError as error:
-                if is_full(error):
-                    raise CapacityError(
-                        f"no room on the disk for {upload.size} bytes now: {error}"
-                    ) from error
-                raise
+                if not is_full(error):
+                    raise
+                raise CapacityError(f"no room on the disk for {upload.size} bytes now: {error}") from error
             finally:
                 if upload.on_disk:
                     # To free a large file takes its time.

@@ -11,6 +11,8 @@ import structlog
 from undercroft.artifacts import CacheArtifacts, OpenArtifact
 from undercroft.errors import ObjectStoreError, UndercroftError
 from undercroft.s3.object_store import ObjectStore, RemoteBody, RemoteObject
+from undercroft.s3.patience import in_time
+from undercroft.s3.transfers import S3Transfers
 from undercroft.settings_sections import ObjectStoreSection
 from undercroft.storage.upload import Arrival, Upload
 
@@ -33,18 +35,35 @@ class Cleaning(Protocol):
         ...
 
 
+class Outdated:
+    """Knows of which objects the store has, or may have, other bytes than were stored here last."""
+
+    def __init__(self, transfers: S3Transfers, cleaning: Cleaning) -> None:
+        self._transfers = transfers
+        self.cleaning = cleaning
+
+    def now(self, key: str) -> bool:
+        """Whether the object is about to go or to be replaced: what is older must not come back."""
+        return self.cleaning.is_being_cleaned(key) or self._transfers.outdates(key)
+
+
 class HydrationTimes(NamedTuple):
     """How long to wait for the object store, in seconds."""
 
     first_byte_s: float
     read_s: float
     negative_s: float
+    whole_s: float
 
     @classmethod
     def of(cls, section: ObjectStoreSection) -> "HydrationTimes":
         """As set."""
-        milliseconds = (section.first_byte_timeout_ms, section.read_timeout_ms, section.negative_ttl_ms)
-        return cls(*(value / 1_000 for value in milliseconds))
+        return cls(
+            section.first_byte_timeout_ms / 1_000,
+            section.read_timeout_ms / 1_000,
+            section.negative_ttl_ms / 1_000,
+            section.transfer_timeout_ms / 1_000,
+        )
 
 
 class Hydration:
@@ -60,7 +79,7 @@ class Hydration:
         store: ObjectStore,
         artifacts: CacheArtifacts,
         times: HydrationTimes,
-        unwanted: Callable[[], bool],
+        outdated: Outdated,
     ) -> None:
         self.key = key
         self.received = 0
@@ -68,14 +87,16 @@ class Hydration:
         self._store = store
         self._artifacts = artifacts
         self._times = times
-        self._unwanted = unwanted
+        self._outdated = outdated
+        self._cleanings = outdated.cleaning.cleanings(key)
         self._forbidden = False
         self._object: RemoteObject | None = None
         self._upload: Upload | None = None
         self._descriptor = -1
         self._readable = 0
         self._ended = False
-        self._error: UndercroftError | OSError | None = None
+        self.error: UndercroftError | OSError | None = None
+        """What went wrong."""
         self._moved = asyncio.Event()
 
     # --- readers ----------------------------------------------------------------------------------
@@ -105,12 +126,25 @@ class Hydration:
     async def _until(self, reached: Callable[[], bool]) -> None:
         while not (self._ended or reached()):
             await self._moved.wait()
-        if self._error is not None and not reached():
-            raise self._error
+        if self.error is not None and not reached():
+            raise self.error
 
     def forbid(self) -> None:
-        """The artifact was deleted: what is still to come must not be published."""
+        """The artifact was deleted or stored: what is still to come is older and must not be published."""
         self._forbidden = True
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether what comes is outdated. Two point queries.
+
+        While a newer artifact is here nothing is published, so that who reads along may have the older one
+        to its end. Not so while a project is cleaned: then what is here would be replaced.
+        """
+        cleaning = self._outdated.cleaning
+        if cleaning.is_being_cleaned(self.key) or cleaning.cleanings(self.key) != self._cleanings:
+            return True
+        old = self._forbidden or self._outdated.now(self.key)
+        return old and not self._artifacts.is_here(self.key)
 
     # --- the work ---------------------------------------------------------------------------------
 
@@ -129,7 +163,7 @@ class Hydration:
         except (UndercroftError, OSError) as error:
             return self._failed("refused", error)
         except BaseException:
-            self._error = ObjectStoreError(f"the fetching of {self.key} was broken off")
+            self.error = ObjectStoreError(f"the fetching of {self.key} was broken off")
             raise
         else:
             return "stored"
@@ -156,7 +190,7 @@ class Hydration:
 
     def _failed(self, result: str, error: UndercroftError | OSError) -> str:
         log.warning("not_hydrated", key=self.key, result=result, reason=str(error))
-        self._error = error
+        self.error = error
         return result
 
     def _end(self) -> None:
@@ -173,8 +207,8 @@ class Hydration:
 
     def _check(self) -> None:
         """Right before the artifact gets its name."""
-        if self._forbidden or self._unwanted():
-            raise UndercroftError(f"{self.key} was deleted while it was fetched")
+        if self.unwanted:
+            raise UndercroftError(f"{self.key} was deleted or replaced while it was fetched")
 
     def _on_written(self) -> None:
         """More of the temporary file can be read: all but what only the end may release."""
@@ -188,13 +222,9 @@ class Hydration:
     # --- the body ---------------------------------------------------------------------------------
 
     async def _get(self, start: int) -> RemoteBody | None:
-        try:
-            async with asyncio.timeout(self._times.first_byte_s):
-                return await self._store.get(self.key, start)
-        except TimeoutError:
-            raise ObjectStoreError(
-                f"get {self.key}: no answer in {self._times.first_byte_s:g} s", throttled=True
-            ) from None
+        return await in_time(
+            self._store.get(self.key, start), self._times.first_byte_s, f"the first byte of {self.key}"
+        )
 
     async def _chunks(self, body: RemoteBody) -> AsyncGenerator[bytes, None]:
         """All bytes of the object, in spite of a few interruptions."""
@@ -225,14 +255,9 @@ class Hydration:
         chunks = body.chunks()
         try:
             while True:
-                async with asyncio.timeout(self._times.read_s):
-                    chunk = await anext(chunks, None)
+                chunk = await in_time(anext(chunks, None), self._times.read_s, f"more of {self.key}")
                 if chunk is None:
                     return
                 yield chunk
-        except TimeoutError:
-            raise ObjectStoreError(
-                f"get {self.key}: nothing came for {self._times.read_s:g} s", throttled=True
-            ) from None
         finally:
             body.close()

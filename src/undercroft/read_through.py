@@ -11,9 +11,11 @@ from typing import NamedTuple
 import structlog
 
 from undercroft.artifacts import CacheArtifacts, OpenArtifact
-from undercroft.errors import ObjectStoreError, UndercroftError
-from undercroft.hydration import Cleaning, Hydration, HydrationTimes
+from undercroft.errors import DigestMismatchError, ObjectStoreError, UndercroftError
+from undercroft.hydration import Cleaning, Hydration, HydrationTimes, Outdated
+from undercroft.s3.concurrency import Pauses, StorePace
 from undercroft.s3.object_store import ObjectStore, RemoteObject
+from undercroft.s3.patience import in_time
 from undercroft.s3.transfers import S3Transfers
 from undercroft.supervisor import Jobs
 from undercroft.telemetry import events
@@ -29,9 +31,9 @@ WHOLE_BYTES = 1 << 20
 # Keys remembered as misses; some 30 MB at most.
 MAX_MISSES = 100_000
 
-# After so many failures in a row the store counts as down: one request in `negative_ttl_ms` finds out
-# whether it still is, all others are misses at once.
-DOWN_AFTER = 3
+# Questions to the store at once, fetches among them, which outlive their clients: each holds a connection,
+# two descriptors and room on disk. More than a build asks for at once; what is beyond is a miss.
+MOST_AT_ONCE = 64
 
 PRESIGNED_S = 600
 
@@ -80,9 +82,13 @@ class ReadThrough:
         self._jobs = Jobs()
         self._running: dict[str, Hydration] = {}
         self._misses: dict[str, Miss] = {}
-        self._failures = 0
-        self._down_until = 0.0
-        artifacts.on_stored = self._forget_miss
+        self._asking = 0
+        negative_s = tier.times.negative_s if tier is not None else 0.0
+        # While the store is down one request in `negative_ttl_ms` finds out whether it still is, all
+        # others are misses at once.
+        self._pace = StorePace(MOST_AT_ONCE, pauses=Pauses(negative_s, negative_s))
+        self._outdated = Outdated(tier.transfers, tier.cleaning) if tier is not None else None
+        artifacts.on_stored = self._on_stored
 
     @property
     def in_flight(self) -> int:
@@ -109,7 +115,7 @@ class ReadThrough:
         found = await self._artifacts.read(key, surely)
         if found is not None:
             return Lookup(found, Source.DISK)
-        if self._tier is None or not self._may_ask(self._tier, key):
+        if self._tier is None or not self._may_ask(key):
             return self._not_asked(key)
         return await self._fetched(self._tier, key, surely)
 
@@ -118,7 +124,7 @@ class ReadThrough:
         found = await self._artifacts.read(key, surely)
         if found is not None:
             return Lookup(found, Source.DISK)
-        if self._tier is None or not self._may_ask(self._tier, key):
+        if self._tier is None or not self._may_ask(key):
             return self._not_asked(key)
         try:
             remote = await self._head(self._tier, key)
@@ -145,7 +151,7 @@ class ReadThrough:
         not wanted.
         """
         tier = self._tier
-        if tier is None or not tier.redirects or self._artifacts.find(key) or not self._may_ask(tier, key):
+        if tier is None or not tier.redirects or self._artifacts.find(key) or not self._may_ask(key):
             return None
         try:
             if await self._head(tier, key) is None:
@@ -159,21 +165,21 @@ class ReadThrough:
         return url
 
     def _not_asked(self, key: str) -> Lookup:
-        miss = self._misses.get(key)
+        miss = self._known_miss(key)
         return Lookup(None, miss.source if miss is not None else Source.UNKNOWN)
 
     async def _head(self, tier: SecondTier, key: str) -> RemoteObject | None:
         """What the store says; it is remembered. Raises `ObjectStoreError`, also when it is late."""
+        begun = self._pace.begin()
+        self._asking += 1
         try:
-            async with asyncio.timeout(tier.times.first_byte_s):
-                remote = await tier.store.head(key)
-        except ObjectStoreError:
-            self._store_failed(key)
+            remote = await in_time(tier.store.head(key), tier.times.first_byte_s, f"the head of {key}")
+        except ObjectStoreError as error:
+            self._store_failed(key, begun, throttled=error.throttled)
             raise
-        except TimeoutError:
-            self._store_failed(key)
-            raise ObjectStoreError(f"head {key}: no answer in time", throttled=True) from None
-        self._store_answered()
+        finally:
+            self._asking -= 1
+        self._store_answered(begun)
         if remote is None:
             self._remember_miss(key, Source.NOWHERE)
         return remote
@@ -198,71 +204,74 @@ class ReadThrough:
         return Lookup(found, Source.OBJECT_STORE if found is not None else Source.UNKNOWN)
 
     def _start(self, tier: SecondTier, key: str) -> Hydration:
-        cleanings = tier.cleaning.cleanings(key)
-
-        def unwanted() -> bool:
-            return self._unwanted(tier, key) or tier.cleaning.cleanings(key) != cleanings
-
-        hydration = Hydration(key, tier.store, self._artifacts, tier.times, unwanted)
+        hydration = Hydration(
+            key, tier.store, self._artifacts, tier.times, Outdated(tier.transfers, tier.cleaning)
+        )
         self._running[key] = hydration
-        self._jobs.start(f"hydrate {key}", self._hydrate(hydration))
+        self._asking += 1
+        self._jobs.start(f"hydrate {key}", self._hydrate(tier, hydration, self._pace.begin()))
         return hydration
 
-    async def _hydrate(self, hydration: Hydration) -> None:
-        result = "failed"
+    async def _hydrate(self, tier: SecondTier, hydration: Hydration, begun: int) -> None:
+        key, result, error = hydration.key, "failed", None
         try:
-            result = await hydration.run()
+            result = await in_time(hydration.run(), tier.times.whole_s, f"all of {key}")
+            error = hydration.error
+        except ObjectStoreError as late:
+            error = late
         finally:
-            del self._running[hydration.key]
+            del self._running[key]
+            self._asking -= 1
             self._telemetry.emit(events.HYDRATION, {"bytes": hydration.received}, {"result": result})
         if result == "failed":
-            self._store_failed(hydration.key)
-        elif result == "absent":
-            self._store_answered()
-            self._remember_miss(hydration.key, Source.NOWHERE)
-        elif result == "stored":
-            self._store_answered()
-
-    @staticmethod
-    def _unwanted(tier: SecondTier, key: str) -> bool:
-        """Whether the object is about to go: what was deleted here must not come back from there."""
-        return tier.cleaning.is_being_cleaned(key) or tier.transfers.is_queued("delete", key)
+            throttled = isinstance(error, ObjectStoreError) and error.throttled
+            self._store_failed(key, begun, throttled=throttled)
+            return
+        self._store_answered(begun)
+        if result != "stored":
+            # Fetched again for every client, what is damaged or does not fit would cost all of its bytes.
+            self._remember_miss(key, Source.NOWHERE if result == "absent" else Source.UNKNOWN)
+        if isinstance(error, DigestMismatchError):
+            # A transfer finds out whether it is damaged for good, and then deletes it.
+            await tier.transfers.enqueue_download(key)
 
     # --- when not to ask --------------------------------------------------------------------------
 
-    def _may_ask(self, tier: SecondTier, key: str) -> bool:
-        now = asyncio.get_running_loop().time()
-        if key in self._running:
-            return True
-        miss = self._misses.get(key)
-        if (miss is not None and now < miss.until) or self._unwanted(tier, key):
+    def _may_ask(self, key: str) -> bool:
+        """Whether the store can be of help now; changes nothing."""
+        running = self._running.get(key)
+        if running is not None:
+            return not running.unwanted
+        if self._known_miss(key) is not None or (self._outdated is not None and self._outdated.now(key)):
             return False
-        if self._failures >= DOWN_AFTER:
-            if now < self._down_until:
-                return False
-            # This one finds out for all the others.
-            self._down_until = now + tier.times.negative_s
-        self._misses.pop(key, None)
-        return True
+        return self._asking < self._pace.limit and not self._pace.pause_s
+
+    def _known_miss(self, key: str) -> Miss | None:
+        miss = self._misses.get(key)
+        return miss if miss is not None and asyncio.get_running_loop().time() < miss.until else None
 
     def _remember_miss(self, key: str, source: Source) -> None:
         if self._tier is None or self._artifacts.find(key) is not None:
             return  # stored here while the store was asked
+        self._misses.pop(key, None)
         self._misses[key] = Miss(asyncio.get_running_loop().time() + self._tier.times.negative_s, source)
         if len(self._misses) > MAX_MISSES:
             del self._misses[next(iter(self._misses))]
 
-    def _forget_miss(self, key: str) -> None:
+    def _on_stored(self, key: str) -> None:
         self._misses.pop(key, None)
+        running = self._running.get(key)
+        if running is not None:
+            # What it fetches is older now, also when this artifact has been uploaded and evicted again.
+            running.forbid()
 
-    def _store_failed(self, key: str) -> None:
+    def _store_failed(self, key: str, begun: int, *, throttled: bool) -> None:
         self._remember_miss(key, Source.UNKNOWN)
-        self._failures += 1
-        if self._failures == DOWN_AFTER and self._tier is not None:
-            log.warning("object_store_down", failures=self._failures)
-            self._down_until = asyncio.get_running_loop().time() + self._tier.times.negative_s
+        was_down = self._pace.is_down
+        self._pace.failed(begun, throttled=throttled)
+        if self._pace.is_down and not was_down:
+            log.warning("object_store_down", key=key)
 
-    def _store_answered(self) -> None:
-        if self._failures >= DOWN_AFTER:
+    def _store_answered(self, begun: int) -> None:
+        if self._pace.succeeded(begun, None):
             log.info("object_store_up")
-        self._failures = 0

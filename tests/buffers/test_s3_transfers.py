@@ -64,6 +64,7 @@ async def claim(rig: Rig, name: str) -> None:
     await rig.database.write(lambda connection: connection.execute(sql, (name,)).fetchall())
 
 
+DELETE, OVERTAKEN = insert("3", kind="delete"), TransferDelete("", "k")
 I1, I2, D1, D2 = insert("1"), insert("2"), TransferDelete("1"), TransferDelete("2")
 
 
@@ -78,6 +79,9 @@ I1, I2, D1, D2 = insert("1"), insert("2"), TransferDelete("1"), TransferDelete("
         ([I1, D1, I2], [I2], [D1]),  # queued again after it was done: not lost
         ([I1, D2], [I1], [D2]),  # a delete is about its id, not its key
         ([I1, D1, I2, D2], [], [D1, D2]),
+        ([DELETE, OVERTAKEN], [], [OVERTAKEN]),
+        ([DELETE, OVERTAKEN, I1], [I1], [OVERTAKEN]),
+        ([OVERTAKEN, DELETE], [DELETE], [OVERTAKEN]),  # deleted again after that
     ],
 )
 def test_events_merge(events: list[TransferEvent], inserts: list[object], deletes: list[object]) -> None:
@@ -145,6 +149,17 @@ async def test_done_and_queued_again_in_one_flush(rig: Rig) -> None:
 
 async def test_insert_delete_insert_in_one_flush(rig: Rig) -> None:
     assert await flushed(rig, I1, D1, I2) == ["2"]
+
+
+async def test_a_delete_that_waits_is_overtaken_by_its_key(rig: Rig) -> None:
+    await flushed(rig, DELETE, insert("4", "other", "delete"), I1)
+    assert await flushed(rig, OVERTAKEN) == ["1", "4"]
+
+
+async def test_a_delete_in_work_is_not_overtaken(rig: Rig) -> None:
+    await flushed(rig, DELETE)
+    await claim(rig, "3")
+    assert await flushed(rig, OVERTAKEN, I1) == ["1", "3"]
 
 
 async def test_a_delete_is_idempotent(rig: Rig) -> None:

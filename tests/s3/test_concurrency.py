@@ -2,7 +2,7 @@
 
 import pytest
 
-from undercroft.s3.concurrency import DOWN_AFTER, FIRST_PAUSE_S, LONGEST_PAUSE_S, StorePace
+from undercroft.s3.concurrency import DOWN_AFTER, TRANSFER_PAUSES, StorePace
 
 
 class Clock:
@@ -83,8 +83,8 @@ def test_down_after_failures_in_a_row(pace: StorePace, clock: Clock) -> None:
     fail(pace, DOWN_AFTER - 1)
     assert pace.limit == 8
     fail(pace)
-    assert (pace.is_down, pace.limit, pace.pause_s) == (True, 1, FIRST_PAUSE_S)
-    clock.now += FIRST_PAUSE_S
+    assert (pace.is_down, pace.limit, pace.pause_s) == (True, 1, TRANSFER_PAUSES.first)
+    clock.now += TRANSFER_PAUSES.first
     assert pace.pause_s == 0.0
 
 
@@ -95,14 +95,14 @@ def test_pauses_double_up_to_the_longest(pace: StorePace, clock: Clock) -> None:
         pauses.append(pace.pause_s)
         clock.now += pace.pause_s
         fail(pace)
-    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, TRANSFER_PAUSES.longest, TRANSFER_PAUSES.longest]
 
 
 def test_what_was_in_flight_when_it_went_down_does_not_lengthen_the_pause(pace: StorePace) -> None:
     begun = [pace.begin() for _ in range(8)]
     for one in begun:
         pace.failed(one, throttled=False)
-    assert pace.pause_s == FIRST_PAUSE_S
+    assert pace.pause_s == TRANSFER_PAUSES.first
 
 
 def test_a_success_ends_the_outage_whenever_it_began(pace: StorePace) -> None:

@@ -20,7 +20,7 @@ from tests.support.memory_store import MemoryStore
 from tests.support.recorded_events import RecordedEvents
 from tests.support.s3_endpoint import S3Endpoint
 from undercroft.errors import BufferFullError, ObjectStoreError
-from undercroft.s3 import transfer_worker
+from undercroft.s3 import moves, transfer_worker
 from undercroft.s3.concurrency import DOWN_AFTER
 from undercroft.s3.object_names import object_name
 from undercroft.s3.object_store import ObjectStore, open_object_store
@@ -186,32 +186,107 @@ async def test_other_or_unknown_objects_are_replaced(
     assert store.contents() == {KEY: b"content"}
 
 
-async def test_upload_of_what_is_gone(rig: WorkerRig, store: MemoryStore) -> None:
-    await rig.store(b"one", key=KEYS[0])
-    await rig.store(b"two", key=KEYS[1])
-    await rig.artifacts.evict(KEYS[0])
-    rig.path(KEYS[1]).unlink()
+async def lose(rig: WorkerRig, how: str) -> None:
+    """The artifact goes before it was uploaded, in one of the ways in which nobody asked for it."""
+    if how == "evicted":
+        await rig.artifacts.evict(KEY)
+    elif how == "without file":
+        rig.path().unlink()
+    elif how == "too short":
+        rig.path().write_bytes(b"ne")
+    else:
+        rig.path().write_bytes(bytes(len(b"new content")))
+
+
+LOSSES = ["evicted", "without file", "too short", "damaged"]
+
+
+@pytest.mark.parametrize("how", LOSSES)
+async def test_what_was_lost_before_its_upload_takes_the_older_object_along(
+    rig: WorkerRig, store: MemoryStore, how: str
+) -> None:
+    """The newer bytes were acknowledged: the older ones must not be found any more."""
+    store.keep(KEY, b"old", sha256(b"old"))
+    await rig.store(b"new content")
+    await lose(rig, how)
     rig.start()
-    assert await rig.ended(2) == [("upload", "gone", 0)] * 2
-    assert store.asked == []
+    assert await rig.ended(1) == [("upload", "gone", 0)]
+    assert store.contents() == {}
+    assert store.count("put") == 0
+    assert await rig.content() is None
     assert await rig.transfer_rows() == []
 
 
-async def test_file_of_another_size_is_not_uploaded(
-    rig: WorkerRig, store: MemoryStore, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("how", LOSSES)
+async def test_what_was_lost_before_its_upload_and_was_never_there(
+    rig: WorkerRig, store: MemoryStore, how: str
 ) -> None:
+    await rig.store(b"new content")
+    await lose(rig, how)
+    rig.start()
+    assert await rig.ended(1) == [("upload", "gone", 0)]
+    assert store.count("delete") == 0
+
+
+@pytest.mark.parametrize("how", ["without file", "damaged"])
+async def test_the_very_object_that_was_to_be_uploaded_stays(
+    rig: WorkerRig, store: MemoryStore, how: str
+) -> None:
+    store.keep(KEY, b"new content", sha256(b"new content"))
+    await rig.store(b"new content")
+    await lose(rig, how)
+    rig.start()
+    assert await rig.ended(1) == [("upload", "skipped", 0)]
+    assert store.contents() == {KEY: b"new content"}
+
+
+async def test_older_objects_of_a_cleaned_project_are_left_to_the_cleaning(
+    rig: WorkerRig, store: MemoryStore
+) -> None:
+    store.keep(KEY, b"of another node", sha256(b"of another node"))
     await rig.store(b"content")
-    rig.path().write_bytes(b"conten")
+    await rig.artifacts.evict(KEY)
+    rig.cleaning.prefixes.add("acc/proj/")
     rig.start()
     assert await rig.ended(1) == [("upload", "gone", 0)]
     assert store.asked == []
-    assert "damaged_not_uploaded" in capsys.readouterr().out
+
+
+async def test_an_older_object_that_cannot_be_deleted_keeps_its_row(
+    rig: WorkerRig, store: MemoryStore
+) -> None:
+    store.keep(KEY, b"old", sha256(b"old"))
+    store.fail_on("delete", KEY, BROKEN)
+    await rig.store(b"new content")
+    await rig.artifacts.evict(KEY)
+    rig.start()
+    assert await rig.ended(1) == [("upload", "retried", 0)]
+    assert rig.transfers.outdates(KEY)
+    store.heal()
+    await rig.all_rows_gone()
+    assert store.contents() == {}
+
+
+async def test_damaged_file_is_set_aside_and_not_uploaded(
+    rig: WorkerRig, store: MemoryStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await rig.store(b"new content")
+    await lose(rig, "damaged")
+    rig.start()
+    assert await rig.ended(1) == [("upload", "gone", 0)]
+    assert store.count("put") == 0
+    assert rig.artifacts.find(KEY) is None
+    assert not rig.path().exists()
+    assert "artifact_damaged" in capsys.readouterr().out
+    await rig.store(b"new content")
+    assert (await rig.ended(2))[1] == ("upload", "moved", 11)
+    assert store.contents() == {KEY: b"new content"}
 
 
 async def test_digest_of_an_old_row_is_computed(
     rig: WorkerRig, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer_worker, "HASH_BYTES", 3)
+    monkeypatch.setattr(moves, "HASH_BYTES", 3)
     await rig.store(b"content")
     await rig.execute("UPDATE cache_artifacts SET content_sha256 = NULL")
     rig.start()
@@ -313,7 +388,7 @@ async def test_what_is_to_be_deleted_is_not_downloaded(rig: WorkerRig, store: Me
     await rig.transfers.enqueue_delete(KEY)
     rig.start(concurrency=1)
     found = await rig.ended(3)
-    assert found == [("download", "gone", 0), ("download", "gone", 0), ("delete", "moved", 0)]
+    assert sorted(found) == [("delete", "moved", 0), ("download", "gone", 0), ("download", "gone", 0)]
     assert rig.rows() == {}
     assert KEY not in store.objects
 
@@ -388,15 +463,47 @@ async def test_download_that_can_never_fit_is_parked(rig: WorkerRig, store: Memo
     assert "can never fit" in (row.last_error or "")
 
 
-async def test_object_with_a_wrong_digest_is_parked_after_three_attempts(
+async def test_object_with_a_wrong_digest_is_deleted_after_three_attempts(
     rig: WorkerRig, store: MemoryStore
 ) -> None:
-    store.keep(KEY, b"content", sha256(b"else"))
+    """Else every upload of the right bytes would find it there, by size and digest, and be skipped."""
+    store.keep(KEY, b"damaged", sha256(b"content"))
     await rig.transfers.enqueue_download(KEY)
     rig.start()
     results = [result for _, result, _ in await rig.ended(3)]
-    assert results == ["retried", "retried", "parked"]
+    assert results == ["retried", "retried", "gone"]
+    assert (await rig.ended(4))[3] == ("delete", "moved", 0)
     assert rig.rows() == {}
+    assert store.contents() == {}
+    await rig.store(b"content")
+    assert (await rig.ended(5))[4] == ("upload", "moved", 7)
+
+
+async def test_object_of_what_was_stored_meanwhile_is_not_deleted(rig: WorkerRig, store: MemoryStore) -> None:
+    store.keep(KEY, b"damaged", sha256(b"content"))
+    store.shut_gate()
+    await rig.transfers.enqueue_download(KEY)
+    rig.start()
+    await store.wait_until_asked(1)
+    await rig.store(b"other content")
+    store.open_gate()
+    await rig.all_rows_gone()
+    assert store.contents() == {KEY: b"other content"}
+    assert store.count("delete") == 0
+
+
+async def test_download_does_not_bring_back_what_a_pending_upload_replaces(
+    rig: WorkerRig, store: MemoryStore
+) -> None:
+    """As when reconcile finds the new artifact damaged before it was uploaded."""
+    store.keep(KEY, b"old", sha256(b"old"))
+    await rig.store(b"new content")
+    await rig.artifacts.evict(KEY)
+    await rig.transfers.enqueue_download(KEY)
+    rig.start(concurrency=1)
+    assert sorted(await rig.ended(2)) == [("download", "gone", 0), ("upload", "gone", 0)]
+    assert await rig.content() is None
+    assert store.contents() == {}
 
 
 # --- deletes --------------------------------------------------------------------------------------
@@ -417,9 +524,44 @@ async def test_what_was_stored_again_is_not_deleted(rig: WorkerRig, store: Memor
     await rig.artifacts.delete(KEY)
     await rig.store(b"again")
     rig.start()
-    assert sorted(await rig.ended(2)) == [("delete", "skipped", 0), ("upload", "moved", 5)]
+    assert await rig.ended(1) == [("upload", "moved", 5)]  # which replaces what was to be deleted
     assert store.contents() == {KEY: b"again"}
     assert await rig.transfer_rows() == []
+
+
+@pytest.mark.parametrize("parked", [False, True])
+async def test_a_delete_that_failed_does_not_remove_what_was_stored_since(
+    rig: WorkerRig, store: MemoryStore, *, parked: bool
+) -> None:
+    store.keep(KEY, b"old", sha256(b"old"))
+    store.fail_on("delete", KEY, BROKEN)
+    await rig.transfers.enqueue_delete(KEY)
+    rig.start(retry_base_delay_ms=60_000, retry_max_delay_ms=60_000)
+    assert await rig.ended(1) == [("delete", "retried", 0)]
+    if parked:
+        await rig.execute("UPDATE s3_transfers SET parked_at = 1")
+    store.heal()
+    await rig.store(b"new content")
+    assert (await rig.ended(2))[1] == ("upload", "moved", 11)
+    assert await rig.transfer_rows() == []
+    assert store.contents() == {KEY: b"new content"}
+
+
+async def test_a_delete_that_fails_after_the_artifact_was_stored_again_is_dropped(
+    rig: WorkerRig, store: MemoryStore
+) -> None:
+    store.shut_gate()
+    store.fail_on("delete", KEY, BROKEN)
+    await rig.transfers.enqueue_delete(KEY)
+    rig.start(retry_base_delay_ms=60_000, retry_max_delay_ms=60_000)
+    await rig.transfers.flush()
+    await store.wait_until_asked(1)
+    await rig.store(b"new content")
+    assert [row.type for row in await rig.transfer_rows()] == ["delete", "upload"]
+    store.open_gate()
+    assert await rig.ended(2) == [("delete", "retried", 0), ("upload", "moved", 11)]
+    assert await rig.transfer_rows() == []
+    assert store.contents() == {KEY: b"new content"}
 
 
 async def test_delete_of_what_has_a_row_and_no_file(rig: WorkerRig, store: MemoryStore) -> None:
@@ -482,6 +624,28 @@ async def test_downloads_first(rig: WorkerRig, store: MemoryStore) -> None:
     await rig.ended(4)
     firsts = list(dict.fromkeys(key for _, key in store.asked))
     assert firsts == [KEYS[3], *KEYS[:3]]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 8])
+async def test_downloads_leave_room_for_others(rig: WorkerRig, store: MemoryStore, concurrency: int) -> None:
+    for key in KEYS[:3]:
+        await rig.store(b"content", key=key)
+    for key in KEYS[100:200]:
+        await rig.transfers.enqueue_download(key)
+    await rig.transfers.flush()
+    rig.start(concurrency=concurrency)
+    await rig.ended(40)
+    assert store.count("put") == 3
+
+
+async def test_downloads_take_what_others_do_not_need(rig: WorkerRig, store: MemoryStore) -> None:
+    for key in KEYS[:20]:
+        await rig.transfers.enqueue_download(key)
+    await rig.transfers.flush()
+    store.shut_gate()
+    rig.start(concurrency=8)
+    await store.wait_until_asked(8)
+    assert store.in_flight == 8
 
 
 async def test_throttling_halves_and_success_recovers(rig: WorkerRig, store: MemoryStore) -> None:
@@ -630,7 +794,7 @@ async def test_deadline(rig: WorkerRig, store: MemoryStore, tmp_path: Path) -> N
     rig.start(transfer_timeout_ms=20, retry_base_delay_ms=60_000, retry_max_delay_ms=60_000)
     assert await rig.ended(1) == [("upload", "retried", 0)]
     (row,) = await rig.transfer_rows()
-    assert (row.claimed, row.attempts, row.last_error) == (False, 1, "not done within 0.02 s")
+    assert (row.claimed, row.attempts, row.last_error) == (False, 1, f"waited 0.02 s for the upload of {KEY}")
     assert rig.worker.limit == 4
     assert not [file for file in open_files(tmp_path) if "/artifacts/" in file]
 
@@ -737,10 +901,10 @@ async def test_idle_worker_asks_once(rig: WorkerRig, monkeypatch: pytest.MonkeyP
     claims = 0
     claim = rig.transfers.claim
 
-    async def counted(limit: int) -> Any:
+    async def counted(*args: int) -> Any:
         nonlocal claims
         claims += 1
-        return await claim(limit)
+        return await claim(*args)
 
     monkeypatch.setattr(rig.transfers, "claim", counted)
     rig.start()
@@ -761,10 +925,10 @@ async def test_a_row_that_waits_for_another_of_its_key_does_not_make_it_spin(
     claims = 0
     claim = rig.transfers.claim
 
-    async def counted(limit: int) -> Any:
+    async def counted(*args: int) -> Any:
         nonlocal claims
         claims += 1
-        return await claim(limit)
+        return await claim(*args)
 
     monkeypatch.setattr(rig.transfers, "claim", counted)
     for _ in range(20):

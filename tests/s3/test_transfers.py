@@ -158,9 +158,67 @@ async def test_claim_takes_downloads_first_then_the_oldest(transfers: S3Transfer
     assert await transfers.claim(9) == []
 
 
-async def test_one_row_of_a_key_is_in_work_at_a_time(transfers: S3Transfers) -> None:
+async def test_some_are_kept_from_downloads(transfers: S3Transfers) -> None:
+    await transfers.enqueue_upload(KEYS[0])
+    await transfers.enqueue_delete(KEYS[1])
+    for key in KEYS[1:]:
+        await transfers.enqueue_download(key)
+    assert names(await transfers.claim(2, 1)) == [("upload", KEYS[0]), ("download", KEYS[1])]
+    assert names(await transfers.claim(9, 3)) == [("download", key) for key in KEYS[2:]]
+
+
+async def test_an_upload_overtakes_the_delete_that_waits(transfers: S3Transfers) -> None:
+    await transfers.enqueue_delete(KEYS[0])
+    await transfers.flush()
+    await transfers.enqueue_delete(KEYS[1])
+    for key in KEYS[:2]:
+        await transfers.enqueue_upload(key)
+    await transfers.enqueue_delete(KEYS[2])
+    assert names(await transfers.claim(9)) == [
+        ("upload", KEYS[0]),
+        ("upload", KEYS[1]),
+        ("delete", KEYS[2]),
+    ]
+    assert await transfers.count() == {"upload": 2, "delete": 1}
+
+
+async def test_a_delete_that_was_queued_after_the_upload_stays(transfers: S3Transfers) -> None:
     await transfers.enqueue_delete(KEYS[0])
     await transfers.enqueue_upload(KEYS[0])
+    await transfers.enqueue_delete(KEYS[0])
+    await transfers.flush()
+    assert await transfers.count() == {"upload": 1, "delete": 1}
+    await transfers.enqueue_upload(KEYS[0])
+    await transfers.flush()
+    assert await transfers.count() == {"upload": 1}
+
+
+async def test_an_upload_does_not_overtake_the_delete_in_work(transfers: S3Transfers) -> None:
+    """Its row keeps the upload waiting until the object is gone."""
+    await transfers.enqueue_delete(KEYS[0])
+    (claimed,) = await transfers.claim(9)
+    await transfers.enqueue_upload(KEYS[0])
+    assert await transfers.claim(9) == []
+    await transfers.done(claimed)
+    assert names(await transfers.claim(9)) == [("upload", KEYS[0])]
+
+
+@pytest.mark.parametrize("kind", ["upload", "delete"])
+async def test_outdates(transfers: S3Transfers, kind: str) -> None:
+    await transfers.enqueue_download(KEYS[0])
+    assert not transfers.outdates(KEYS[0])
+    await getattr(transfers, f"enqueue_{kind}")(KEYS[0])
+    assert transfers.outdates(KEYS[0])
+    await transfers.flush()
+    assert transfers.outdates(KEYS[0])
+    await transfers.claim(9)
+    assert transfers.outdates(KEYS[0])
+    assert not transfers.outdates(KEYS[1])
+
+
+async def test_one_row_of_a_key_is_in_work_at_a_time(transfers: S3Transfers) -> None:
+    await transfers.enqueue_upload(KEYS[0])
+    await transfers.enqueue_delete(KEYS[0])
     await transfers.enqueue_download(KEYS[0])
     await transfers.enqueue_upload(KEYS[1])
     first = await transfers.claim(8)
@@ -168,9 +226,9 @@ async def test_one_row_of_a_key_is_in_work_at_a_time(transfers: S3Transfers) -> 
     assert await transfers.claim(8) == []
     await transfers.done(first[0])
     second = await transfers.claim(8)
-    assert names(second) == [("delete", KEYS[0])]
+    assert names(second) == [("upload", KEYS[0])]
     await transfers.done(second[0])
-    assert names(await transfers.claim(8)) == [("upload", KEYS[0])]
+    assert names(await transfers.claim(8)) == [("delete", KEYS[0])]
 
 
 async def test_many_rows_of_few_keys_do_not_hide_the_others(transfers: S3Transfers) -> None:
@@ -339,6 +397,7 @@ PLANS = {
     "RETRY_PARKED": "s3_transfers_parked",
     "LIST_PARKED": "s3_transfers_parked",
     "IS_QUEUED": "s3_transfers_key",
+    "OUTDATES": "s3_transfers_key",
     "DROP_IF_QUEUED_AGAIN": "s3_transfers_unclaimed",
 }
 

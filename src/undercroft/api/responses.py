@@ -89,7 +89,7 @@ async def artifact(request: Request, found: OpenArtifact, headers: list[tuple[by
     if _has_tag(request.headers.get(b"if-none-match"), tag):
         await empty(request, 304, common)
         return 0
-    span = _asked_span(request, found.size, tag)
+    span = _asked_span(request, found, tag)
     if span is None:
         return await _send(request, found, 200, Span(0, found.size), common)
     if span.start >= span.end:
@@ -111,12 +111,19 @@ def _has_tag(header: bytes | None, tag: bytes) -> bool:
     return header.strip() == b"*" or tag in (one.strip().removeprefix(b"W/") for one in header.split(b","))
 
 
-def _asked_span(request: Request, size: int, tag: bytes) -> Span | None:
+def _asked_span(request: Request, found: OpenArtifact, tag: bytes) -> Span | None:
     asked = request.headers.get(b"range")
     if asked is None or request.method != "GET":
         return None
     condition = request.headers.get(b"if-range")
-    return parse_range(asked, size) if condition is None or condition.strip() == tag else None
+    if condition is not None and condition.strip() != tag:
+        return None
+    span = parse_range(asked, found.size)
+    if span is not None and found.reached is not None and span.start < span.end < found.size:
+        # Of a file that is still coming only the last byte is known to be right: without it this would be
+        # complete, and maybe wrong. The whole can begin at once, and is not complete before it is right.
+        return None
+    return span
 
 
 async def _send(

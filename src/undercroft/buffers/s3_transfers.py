@@ -36,9 +36,13 @@ class TransferInsert(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class TransferDelete(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The transfer is done, or no longer wanted."""
+    """The transfer is done, or no longer wanted.
+
+    Without an id: the delete of `key` was overtaken by an upload, unless it is in work.
+    """
 
     id: str
+    key: str | None = None
 
 
 TransferEvent: TypeAlias = TransferInsert | TransferDelete
@@ -46,7 +50,7 @@ TransferEvent: TypeAlias = TransferInsert | TransferDelete
 
 @dataclass(slots=True)
 class S3TransfersState:
-    """Inserts by type and key; which of them an id names; deletes by id."""
+    """Inserts by type and key; which of them an id names; deletes by id, or by key where there is none."""
 
     inserts: dict[tuple[str, str], TransferInsert] = field(default_factory=dict)
     insert_of_id: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -58,7 +62,8 @@ class S3TransfersBuffer:
 
     A delete cancels the pending insert of the same id, so what is left to insert was queued after
     it. That is why deletes are written first: the other way round the old row would make the new
-    one a duplicate, then go itself, and the artifact would never be moved.
+    one a duplicate, then go itself, and the artifact would never be moved. Likewise a delete of an
+    object that was queued after the upload that overtook an older one stays.
     """
 
     buffer_name = "s3_transfers"
@@ -72,12 +77,13 @@ class S3TransfersBuffer:
         return S3TransfersState()
 
     def handle_event(self, state: S3TransfersState, event: TransferEvent) -> None:
-        """Inserts are de-duplicated by type and key, deletes by id."""
+        """Inserts are de-duplicated by type and key, deletes by id or key."""
         if isinstance(event, TransferDelete):
-            cancelled = state.insert_of_id.pop(event.id, None)
+            overtaken = state.inserts.get(("delete", event.key)) if event.key is not None else None
+            cancelled = state.insert_of_id.pop(overtaken.id if overtaken else event.id, None)
             if cancelled is not None:
                 del state.inserts[cancelled]
-            state.deletes[event.id] = event
+            state.deletes[event.key or event.id] = event
         elif (event.type, event.key) not in state.inserts:
             state.inserts[event.type, event.key] = event
             state.insert_of_id[event.id] = (event.type, event.key)
@@ -104,8 +110,8 @@ class S3TransfersBuffer:
         return state.deletes.get(key) or state.inserts.get(key)
 
     def row_key(self, event: TransferEvent) -> Hashable:
-        """The (type, key) of an insert, the id of a delete."""
-        return event.id if isinstance(event, TransferDelete) else (event.type, event.key)
+        """The (type, key) of an insert, the id or key of a delete."""
+        return event.key or event.id if isinstance(event, TransferDelete) else (event.type, event.key)
 
     def entry_key(self, entry: TransferEvent) -> Hashable:
         """The same."""
@@ -137,4 +143,9 @@ ON CONFLICT (type, key) WHERE claimed_at IS NULL DO UPDATE
 ON CONFLICT DO NOTHING
 """
 
-DELETE = "DELETE FROM s3_transfers WHERE id IN (SELECT value ->> 0 FROM json_each(:entries))"
+# What is in work stays: as long as its row is claimed nobody else works on the key.
+DELETE = """
+DELETE FROM s3_transfers WHERE id IN (SELECT value ->> 0 FROM json_each(:entries))
+OR type = 'delete' AND claimed_at IS NULL
+    AND key IN (SELECT value ->> 1 FROM json_each(:entries) WHERE value ->> 1 IS NOT NULL)
+"""

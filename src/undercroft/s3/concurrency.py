@@ -1,14 +1,21 @@
-"""How many transfers at once the object store bears, and when it is down. Arithmetic only."""
+"""How much at once the object store bears, and when it is down. Arithmetic only."""
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 # Failures in a row after which the store counts as down.
 DOWN_AFTER = 3
 
-# Pauses before the attempts of one transfer at a time that find out whether the store is back.
-FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 5.0
+
+class Pauses(NamedTuple):
+    """Seconds before one attempt at a time finds out whether the store is back; they double."""
+
+    first: float
+    longest: float
+
+
+TRANSFER_PAUSES = Pauses(0.25, 5.0)
 
 
 class StorePace:
@@ -20,9 +27,12 @@ class StorePace:
     nothing again, unless it succeeds.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, most: int, clock: Callable[[], float] = time.monotonic, pauses: Pauses = TRANSFER_PAUSES
+    ) -> None:
         """`clock` answers seconds."""
         self._most = most
+        self._pauses = pauses
         self._clock = clock
         self._limit = most
         self._round = 0
@@ -80,7 +90,7 @@ class StorePace:
         if throttled:
             self._limit = max(self._limit // 2, 1)
         if self.is_down:
-            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S) or FIRST_PAUSE_S
+            self._pause_s = min(self._pause_s * 2, self._pauses.longest) or self._pauses.first
             self._not_before = self._clock() + self._pause_s
         if throttled or self.is_down:
             self._successes = 0

@@ -1,32 +1,30 @@
 """The worker that moves artifacts to and from the object store, row by row."""
 
 import asyncio
-import hashlib
-import os
 import random as random_numbers
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
 from undercroft.artifacts import CacheArtifacts
-from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.clock import now_us
 from undercroft.errors import (
     ClosedError,
-    DigestMismatchError,
     ObjectStoreError,
     TooLargeError,
     UndercroftError,
 )
-from undercroft.hydration import Cleaning, Hydration, HydrationTimes
+from undercroft.hydration import Cleaning
 from undercroft.s3.concurrency import StorePace
+from undercroft.s3.moves import Moves, Outcome
 from undercroft.s3.object_store import ObjectStore
+from undercroft.s3.patience import in_time
 from undercroft.s3.transfers import NOT_WRITTEN, S3Transfers, Transfer
 from undercroft.settings_sections import ObjectStoreSection
-from undercroft.storage.disk import Disk, OpenFile
+from undercroft.storage.disk import Disk
 from undercroft.supervisor import Jobs
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
@@ -45,24 +43,14 @@ LEAST_WAIT_S = 0.02
 FIRST_DATABASE_PAUSE_S = 0.1
 LONGEST_DATABASE_PAUSE_S = 5.0
 
-# Bytes may be damaged on their way. Whose digest is wrong this many times is damaged in the store.
-DIGEST_ATTEMPTS = 3
-
-HASH_BYTES = 16 << 20
+# One of so many slots is for uploads and deletes, if there are any, and at least one is.
+SHARE_OF_OTHERS = 4
 
 # 2 to this power is longer than any delay; without a bound the number would grow with every attempt.
 MOST_DOUBLINGS = 32
 
 
 FORESEEN = (UndercroftError, OSError, *NOT_WRITTEN)
-
-
-class Outcome(NamedTuple):
-    """A transfer that is over. `answered` says whether the store was asked, and did."""
-
-    result: Literal["moved", "skipped", "gone"]
-    size: int = 0
-    answered: bool = False
 
 
 class Failure(NamedTuple):
@@ -99,20 +87,17 @@ class TransferWorker:
     ) -> None:
         """`clock` answers seconds, `random` a number from 0 to 1."""
         self._transfers = transfers
-        self._artifacts = artifacts
-        self._disk = disk
-        self._store = store
+        self._moves = Moves(transfers, artifacts, disk, store, settings=settings, cleaning=cleaning)
         self._telemetry = telemetry
         self._settings = settings
-        self._cleaning = cleaning
         self._random = random
         self._pace = StorePace(settings.concurrency, clock)
-        self._answer_s = settings.read_timeout_ms / 1_000
         self._jobs = Jobs()
         self._working: dict[str, tuple[Transfer, asyncio.Task[None]]] = {}
         self._claiming = asyncio.Lock()
         self._stopping = False
         self._insisting = 0
+        self._claimed_last = ""
 
     @property
     def in_work(self) -> int:
@@ -183,14 +168,23 @@ class TransferWorker:
     async def _start(self, free: int) -> int:
         """Starts at most `free` transfers; answers how many."""
         async with self._claiming:
-            claimed = await self._insist(lambda: self._transfers.claim(free))
+            kept = min(self._kept_from_downloads(), free)
+            claimed = await self._insist(lambda: self._transfers.claim(free, kept))
             if self._stopping:
                 await self._give_back(claimed)
                 return 0
             for transfer in claimed:
                 job = self._jobs.start(f"{transfer.type} {transfer.key}", self._item(transfer))
                 self._working[transfer.id] = (transfer, job)
+                self._claimed_last = transfer.type
         return len(claimed)
+
+    def _kept_from_downloads(self) -> int:
+        """Free slots that are for others first: downloads may come without an end."""
+        if self.limit == 1:
+            return int(self._claimed_last == "download")  # they take turns
+        others = sum(transfer.type != "download" for transfer, _ in self._working.values())
+        return max(max(self.limit // SHARE_OF_OTHERS, 1) - others, 0)
 
     async def _until_next_attempt(self) -> float:
         due_at = await self._insist(self._transfers.next_attempt_at)
@@ -231,8 +225,9 @@ class TransferWorker:
         self._telemetry.emit(events.TRANSFER, {"bytes": size}, {"type": transfer.type, "result": result})
 
     async def _over(self, transfer: Transfer, outcome: Outcome, begun: int) -> str:
-        # That an object is there already does not prove that others could be uploaded.
-        kind = transfer.type if outcome.result != "skipped" else None
+        # That an object is there already, or no more, does not prove that others could be uploaded.
+        proves_nothing = transfer.type == "upload" and outcome.result != "moved"
+        kind = None if proves_nothing else transfer.type
         is_back = outcome.answered and self._pace.succeeded(begun, kind)
         await self._insist(lambda: self._transfers.done(transfer))
         if is_back:
@@ -272,108 +267,18 @@ class TransferWorker:
 
     async def _attempt(self, transfer: Transfer) -> Outcome | Failure:
         """Does it within the deadline. Raises `ClosedError`."""
-        act = {"upload": self._upload, "download": self._download, "delete": self._delete}[transfer.type]
+        seconds = self._settings.transfer_timeout_ms / 1_000
         try:
-            return await _within(self._settings.transfer_timeout_ms / 1_000, act(transfer.key))
+            return await in_time(
+                self._moves.make(transfer), seconds, f"the {transfer.type} of {transfer.key}"
+            )
         except ClosedError:
             raise
         except Exception as error:
             if not isinstance(error, FORESEEN):
                 # A fault in the code costs one row an attempt, not the node its worker.
                 log.exception("transfer_crashed", type=transfer.type, key=transfer.key)
-            return _failure(error, transfer)
-
-    # --- uploads ----------------------------------------------------------------------------------
-
-    async def _upload(self, key: str) -> Outcome:
-        # Alone: between the rename of a new file and its row the two would not belong together.
-        async with self._artifacts.alone(key):
-            row = self._artifacts.find(key)
-            file = None if row is None else self._disk.open(key)
-        if row is None or file is None:
-            return Outcome("gone")
-        # The descriptor is what is uploaded: a file that takes the name meanwhile has a row of its own.
-        with os.fdopen(file.descriptor, "rb") as body:
-            if file.size != row.size_bytes:
-                # The next reader, or reconcile, puts it into quarantine.
-                log.error("damaged_not_uploaded", key=key, size=file.size, expected_size=row.size_bytes)
-                return Outcome("gone")
-            digest = await self._digest(row, file)
-            remote = await _within(self._answer_s, self._store.head(key))
-            if remote is not None and (remote.size, remote.content_sha256) == (file.size, digest):
-                return Outcome("skipped", answered=True)
-            await self._store.put(key, body, file.size, digest)
-        return Outcome("moved", file.size, answered=True)
-
-    async def _digest(self, row: ArtifactAccess, file: OpenFile) -> str:
-        """What the row says; computed where it is older than digests are."""
-        if row.content_sha256 is not None:
-            return row.content_sha256
-        digest = hashlib.sha256()
-
-        def add(offset: int) -> None:
-            digest.update(os.pread(file.descriptor, HASH_BYTES, offset))
-
-        # Piece by piece: who is cancelled waits for the thread.
-        for offset in range(0, file.size, HASH_BYTES):
-            await self._artifacts.threads.run(add, offset)
-        return digest.hexdigest()
-
-    # --- downloads --------------------------------------------------------------------------------
-
-    async def _download(self, key: str) -> Outcome:
-        if self._is_unwanted(key):
-            return Outcome("gone")
-        row = self._artifacts.find(key)
-        if row is not None and self._disk.size(key) == row.size_bytes:
-            return Outcome("skipped")
-        times = HydrationTimes(self._answer_s, self._answer_s, 0.0)
-        cleanings = self._cleaning.cleanings(key)
-
-        def unwanted() -> bool:
-            return self._is_unwanted(key) or self._cleaning.cleanings(key) != cleanings
-
-        hydration = Hydration(key, self._store, self._artifacts, times, unwanted)
-        result = await hydration.run()
-        if result == "stored":
-            # Before the row of the transfer goes: the two are in different buffers.
-            await self._artifacts.settled(key)
-            return Outcome("moved", hydration.received, answered=True)
-        if result == "absent":
-            return Outcome("gone", answered=True)
-        if unwanted():
-            return Outcome("gone")
-        await hydration.finished()  # raises what went wrong
-        return Outcome("gone")
-
-    def _is_unwanted(self, key: str) -> bool:
-        """Whether it was deleted here, and is about to be there: it must not come back."""
-        return self._cleaning.is_being_cleaned(key) or self._transfers.is_queued("delete", key)
-
-    # --- deletes ----------------------------------------------------------------------------------
-
-    async def _delete(self, key: str) -> Outcome:
-        # The row is queued before the artifact goes.
-        async with self._artifacts.alone(key):
-            # Row and file: after SIGKILL there may be the row of a file that was deleted.
-            stored_again = self._artifacts.find(key) is not None and self._disk.size(key) is not None
-        if stored_again:
-            # The upload that was queued with it replaces the object.
-            return Outcome("skipped")
-        await _within(self._answer_s, self._store.delete([key]))
-        return Outcome("moved", answered=True)
-
-
-async def _within(seconds: float, work: Awaitable[T]) -> T:
-    """What `work` answers. What takes longer was throttled: with fewer at once it might make it."""
-    deadline = asyncio.timeout(seconds)
-    try:
-        async with deadline:
-            return await work
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise ObjectStoreError(f"not done within {seconds:g} s", throttled=True) from None
+            return _failure(error)
 
 
 async def _until_written(act: Callable[[], Awaitable[T]]) -> T:
@@ -385,14 +290,12 @@ async def _until_written(act: Callable[[], Awaitable[T]]) -> T:
             return await act()
 
 
-def _failure(error: Exception, transfer: Transfer) -> Failure:
+def _failure(error: Exception) -> Failure:
     reason = str(error) if isinstance(error, UndercroftError) else repr(error)
     if isinstance(error, ObjectStoreError):
         return Failure(reason, by_store=True, throttled=error.throttled)
     if isinstance(error, TooLargeError):
         # Only a person can make room for it; whoever asks for it again gives it another try.
         return Failure(reason, park=True)
-    if isinstance(error, DigestMismatchError):
-        return Failure(reason, park=transfer.attempts + 1 >= DIGEST_ATTEMPTS)
     # Of our own disk and database, of a full one too: that passes.
     return Failure(reason)

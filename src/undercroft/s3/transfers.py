@@ -28,6 +28,24 @@ from undercroft.errors import (
     CommitTimeoutError,
     UndercroftError,
 )
+from undercroft.s3.transfer_statements import (
+    CLAIM,
+    COUNT,
+    DROP_IF_QUEUED_AGAIN,
+    FAIL,
+    HURRY,
+    IS_QUEUED,
+    LIST_OTHERS,
+    LIST_PARKED,
+    NEXT_ATTEMPT,
+    OUTDATES,
+    PENDING,
+    READY,
+    RELEASE,
+    RETRY_PARKED,
+    SELECT_CLAIMED,
+    WAKE,
+)
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events, Measurements, Metadata
 
@@ -98,7 +116,8 @@ class S3Transfers:
 
         Durable when `committed(ticket)` returns. Raises `BufferFullError`.
         """
-        return await self._buffer.enqueue(_insert("upload", key))
+        await self._buffer.wait_for_room()
+        return self.enqueue_upload_nowait(key)
 
     async def enqueue_download(self, key: str) -> Ticket:
         """The same the other way round."""
@@ -113,7 +132,13 @@ class S3Transfers:
         await self._buffer.wait_for_room()
 
     def enqueue_upload_nowait(self, key: str) -> Ticket:
-        """Like `enqueue_upload`, for an artifact that is published: it cannot be refused any more."""
+        """Like `enqueue_upload`, for an artifact that is published: it cannot be refused any more.
+
+        A delete that waits, maybe for hours after it failed, would hide the new object and then remove it.
+        It goes: the upload leaves nothing of what was there before. One in work is over before the upload.
+        """
+        if self.is_queued("delete", key):
+            self._buffer.enqueue_nowait(TransferDelete("", key), past_bound=True)
         return self._buffer.enqueue_nowait(_insert("upload", key), past_bound=True)
 
     async def committed(self, ticket: Ticket) -> None:
@@ -135,6 +160,16 @@ class S3Transfers:
         if self._buffer.pending((transfer_type, key)) is not None:
             return True
         return self._database.find(IS_QUEUED, key, transfer_type) is not None
+
+    def outdates(self, key: str) -> bool:
+        """Whether an upload or a delete of the key waits or is in work: what the store has may be old.
+
+        One point query.
+        """
+        kinds: tuple[TransferType, ...] = ("upload", "delete")
+        if any(self._buffer.pending((kind, key)) is not None for kind in kinds):
+            return True
+        return self._database.find(OUTDATES, key) is not None
 
     async def pending(self, transfer_type: TransferType, limit: int) -> list[TransferInsert]:
         """At most `limit` transfers nobody works on, in the order of their arrival.
@@ -173,14 +208,14 @@ class S3Transfers:
 
     # --- working ----------------------------------------------------------------------------------
 
-    async def claim(self, limit: int) -> list[Transfer]:
+    async def claim(self, limit: int, kept: int = 0) -> list[Transfer]:
         """Takes at most `limit` rows that are due into work: downloads first, then in the order of arrival.
 
-        At most one row per key is in work at any time. What was queued before is committed first. Raises
-        one of `NOT_WRITTEN`.
+        `kept` of them are no downloads, if there are so many others. At most one row per key is in work at
+        any time. What was queued before is committed first. Raises one of `NOT_WRITTEN`.
         """
         await self._buffer.flush()
-        return await self._database.write(lambda connection: _claim(connection, limit))
+        return await self._database.write(lambda connection: _claim(connection, limit, kept))
 
     async def done(self, transfer: Transfer) -> None:
         """The row is resolved; it goes with the next flush. Raises `BufferFullError`."""
@@ -265,18 +300,25 @@ def _insert(transfer_type: TransferType, key: str) -> TransferInsert:
     return TransferInsert(identifier, transfer_type, account, project, kind, key, now_us())
 
 
-def _claim(connection: apsw.Connection, limit: int) -> list[Transfer]:
+def _claim(connection: apsw.Connection, limit: int, kept: int) -> list[Transfer]:
     now = now_us()
     with transaction(connection):
         connection.execute(WAKE, (now, SLICE_ROWS))
+        downloads, others = (_ready(connection, kind, limit * TYPES) for kind in (0, 1))
         chosen: dict[str, Transfer] = {}
-        for row in connection.execute(READY, (limit * TYPES,)):
-            # Not two of one key at once: what is not first of its key waits for a later claim.
-            chosen.setdefault(row[2], Transfer(*row))
-        due = list(chosen.values())[:limit]
+        for rows, most in ((others, kept), (downloads, limit), (others, limit)):
+            for row in rows:
+                # Not two of one key at once: what is not first of its key waits for a later claim.
+                if len(chosen) < most:
+                    chosen.setdefault(row.key, row)
+        due = list(chosen.values())
         for transfer in due:
             connection.execute(CLAIM, (now, transfer.id))
     return due
+
+
+def _ready(connection: apsw.Connection, kind: int, limit: int) -> list[Transfer]:
+    return [Transfer(*row) for row in connection.execute(READY, (kind, limit))]
 
 
 def _fail(connection: apsw.Connection, transfer: Transfer, error: str, delay_us: int, park: bool) -> None:
@@ -295,7 +337,10 @@ def _release(connection: apsw.Connection, transfers: Sequence[Transfer]) -> None
 
 
 def _drop_if_queued_again(connection: apsw.Connection, transfer: Transfer) -> None:
-    """The newer row says the same, and the two could not both be unclaimed."""
+    """The newer row says the same, and the two could not both be unclaimed; or it is an upload.
+
+    Then a delete would remove the new object as soon as it is tried again.
+    """
     connection.execute(DROP_IF_QUEUED_AGAIN, (transfer.id, transfer.type, transfer.key))
 
 
@@ -303,75 +348,3 @@ def _changed(connection: apsw.Connection, sql: str) -> int:
     with transaction(connection):
         connection.execute(sql, (SLICE_ROWS,))
         return connection.changes()
-
-
-# Conditions are in the words of the indexes, without which SQLite would not use those.
-
-PENDING = """
-SELECT id, type, account_handle, project_handle, artifact_type, key, inserted_at
-FROM s3_transfers WHERE type = ? AND claimed_at IS NULL ORDER BY id LIMIT ?
-"""
-
-IS_QUEUED = "SELECT 1 FROM s3_transfers WHERE key = ? AND type = ? LIMIT 1"
-
-NEXT_ATTEMPT = """
-SELECT min(next_attempt_at) FROM s3_transfers
-WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0
-"""
-
-COUNT = "SELECT type, count(*), count(parked_at) FROM s3_transfers GROUP BY type"
-
-# Makes rows ready whose time has come.
-WAKE = """
-UPDATE s3_transfers SET next_attempt_at = 0 WHERE id IN (
-    SELECT id FROM s3_transfers
-    WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0 AND next_attempt_at <= ?
-    ORDER BY next_attempt_at LIMIT ?
-)
-"""
-
-# No more rows are passed over than there are with the keys in work.
-READY = """
-SELECT id, type, key, attempts FROM s3_transfers AS ready
-WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at = 0 AND NOT EXISTS (
-    SELECT 1 FROM s3_transfers AS other WHERE other.key = ready.key AND other.claimed_at IS NOT NULL
-)
-ORDER BY type <> 'download', id LIMIT ?
-"""
-
-CLAIM = "UPDATE s3_transfers SET claimed_at = ? WHERE id = ?"
-
-SELECT_CLAIMED = "SELECT id, type, key, attempts FROM s3_transfers WHERE claimed_at IS NOT NULL"
-
-RELEASE = "UPDATE s3_transfers SET claimed_at = NULL WHERE id = ?"
-
-FAIL = """
-UPDATE s3_transfers
-SET claimed_at = NULL, attempts = ?, next_attempt_at = ?, parked_at = ?, last_error = ? WHERE id = ?
-"""
-
-DROP_IF_QUEUED_AGAIN = """
-DELETE FROM s3_transfers WHERE id = ?1 AND EXISTS (
-    SELECT 1 FROM s3_transfers AS newer
-    WHERE newer.type = ?2 AND newer.key = ?3 AND newer.claimed_at IS NULL AND newer.id <> ?1
-)
-"""
-
-HURRY = """
-UPDATE s3_transfers SET next_attempt_at = 0 WHERE id IN (
-    SELECT id FROM s3_transfers WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0 LIMIT ?
-)
-"""
-
-RETRY_PARKED = """
-UPDATE s3_transfers SET parked_at = NULL, attempts = 0, next_attempt_at = 0
-WHERE id IN (SELECT id FROM s3_transfers WHERE parked_at IS NOT NULL LIMIT ?)
-"""
-
-LIST = """
-SELECT id, type, key,
-    CASE WHEN parked_at IS NOT NULL THEN 'parked' WHEN claimed_at IS NULL THEN 'waiting' ELSE 'in work' END,
-    attempts, inserted_at, next_attempt_at, last_error
-FROM s3_transfers WHERE parked_at {} NULL AND id > ? ORDER BY id LIMIT ?
-"""
-LIST_PARKED, LIST_OTHERS = LIST.format("IS NOT"), LIST.format("IS")

@@ -13,10 +13,10 @@ import msgspec
 
 from undercroft.errors import ObjectStoreError
 from undercroft.s3.object_store import ObjectStore, RemoteObject
+from undercroft.s3.patience import in_time
 from undercroft.s3.transfers import S3Transfers
 from undercroft.workers.clean_jobs import CleanJob, CleanJobs
 from undercroft.workers.clean_run import CleanRun
-from undercroft.workers.patience import in_time
 
 # How long one question to the store may take.
 ANSWER_S = 60.0

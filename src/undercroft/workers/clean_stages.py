@@ -16,12 +16,12 @@ import apsw
 
 from undercroft.artifacts import CacheArtifacts
 from undercroft.database import Database, transaction
+from undercroft.s3.patience import in_time
 from undercroft.storage.disk import Disk
 from undercroft.storage.layout import artifact_path, key_value_key
 from undercroft.storage.tree import Parts, list_directory
 from undercroft.workers.clean_run import CleanRun
 from undercroft.workers.maintenance import WriterShare
-from undercroft.workers.patience import in_time
 
 # Rows in one transaction.
 SLICE_ROWS = 250

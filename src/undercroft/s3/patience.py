@@ -1,4 +1,4 @@
-"""How long a worker waits for somebody else."""
+"""How long somebody waits for somebody else: the object store, above all, has no deadline of its own."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 async def in_time(answer: Awaitable[T], seconds: float, what: str) -> T:
-    """What is awaited; `what` names it. Raises `ObjectStoreError` if it does not come in time."""
+    """What is awaited; `what` names it. Raises `ObjectStoreError` if it does not come in time.
+
+    That counts as throttled: with fewer requests at once it might make it.
+    """
     patience = asyncio.timeout(seconds)
     try:
         async with patience:
