@@ -177,14 +177,15 @@ class S3Transfers:
 
     # --- working ----------------------------------------------------------------------------------
 
-    async def claim(self, limit: int) -> list[Transfer]:
+    async def claim(self, limit: int, *, longest_delay_us: int = 86_400_000_000) -> list[Transfer]:
         """Takes at most `limit` rows that are due into work: downloads first, then in the order of arrival.
 
-        At most one row per key is in work at any time. What was queued before is committed first. Raises
-        one of `NOT_WRITTEN`.
+        At most one row per key is in work at any time. What was queued before is committed first. A row
+        that would wait longer than `longest_delay_us` got its time from a clock that was set back since:
+        it is due. Raises one of `NOT_WRITTEN`.
         """
         await self._buffer.flush()
-        return await self._database.write(lambda connection: _claim(connection, limit))
+        return await self._database.write(lambda connection: _claim(connection, limit, longest_delay_us))
 
     async def done(self, transfer: Transfer) -> None:
         """The row is resolved; it goes with the next flush. Raises `BufferFullError`."""
@@ -284,10 +285,11 @@ def _insert(transfer_type: TransferType, key: str) -> TransferInsert:
     return TransferInsert(identifier, transfer_type, account, project, kind, key, now_us())
 
 
-def _claim(connection: apsw.Connection, limit: int) -> list[Transfer]:
+def _claim(connection: apsw.Connection, limit: int, longest_delay_us: int) -> list[Transfer]:
     now = now_us()
     with transaction(connection):
         connection.execute(WAKE, (now, SLICE_ROWS))
+        connection.execute(WAKE_ASTRAY, (now + longest_delay_us, SLICE_ROWS))
         chosen: dict[str, Transfer] = {}
         for row in connection.execute(READY, (limit * TYPES,)):
             # Not two of one key at once: what is not first of its key waits for a later claim.
@@ -340,14 +342,15 @@ WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0
 
 COUNT = "SELECT type, count(*), count(parked_at) FROM s3_transfers GROUP BY type"
 
-# Makes rows ready whose time has come.
-WAKE = """
+# Makes rows ready whose time has come, or will not come. Two statements: a range of the index each.
+WAKE_WHICH = """
 UPDATE s3_transfers SET next_attempt_at = 0 WHERE id IN (
     SELECT id FROM s3_transfers
-    WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0 AND next_attempt_at <= ?
+    WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0 AND next_attempt_at {} ?
     ORDER BY next_attempt_at LIMIT ?
 )
 """
+WAKE, WAKE_ASTRAY = WAKE_WHICH.format("<="), WAKE_WHICH.format(">")
 
 # No more rows are passed over than there are with the keys in work.
 READY = """
