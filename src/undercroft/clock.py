@@ -19,8 +19,8 @@ class Clock:
 
     A step of more than `MOST_AHEAD_US` is followed after all. To be far from the wall clock for long is
     the greater harm: ages of files are taken by it, and other processes on the data directory that
-    started after the step have its time. What must not be misjudged then either says so (`not_before`),
-    and what waits for a time to come must bound its wait.
+    started after the step have its time. Who must not misjudge what is written then either says so, for
+    as long as that matters (`not_before`); who waits for a time to come must bound the wait.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Clock:
             return self._last
 
     def not_before(self, least_us: int) -> None:
-        """From here on no time before this one is answered, however far ahead that is."""
+        """From here on no time before this one is answered, however far ahead that is; 0 lifts that."""
         with self._lock:
-            self._least = max(self._least, least_us)
+            self._least = least_us
 
 
 _clock = Clock()
@@ -64,5 +64,5 @@ def now_us() -> int:
 
 
 def not_before(least_us: int) -> None:
-    """Lets `now_us` answer no time before this one; see `Clock`."""
+    """Lets `now_us` answer no time before this one, until it is told another; see `Clock`."""
     _clock.not_before(least_us)
