@@ -26,7 +26,9 @@ class Turn:
     async def wait(self) -> None:
         """Returns when it is this process's turn. One of those who wait asks for all of them."""
         async with self._asking:
-            while not self._is_ours():
+            while True:
+                if self._is_ours():
+                    return
                 await asyncio.sleep(ASK_EVERY_S)
 
     def _is_ours(self) -> bool:
