@@ -1,6 +1,7 @@
 """Everything that happens to bytes after they were stored: the workers, put together and started here."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
 
 from undercroft.buffers import SQLiteBuffer
 from undercroft.buffers.key_values import KeyValueEvent, KeyValueState
@@ -51,7 +52,7 @@ class BackgroundWork:
             interval_ms=settings.key_values.eviction_interval_ms,
         )
         self._maintenance = Maintenance(self._databases, telemetry, settings.maintenance.interval_ms)
-        self.clean_project = CleanProject(parts._replace(nothing_in_work=self._nothing_in_work), telemetry)
+        self.clean_project = CleanProject(parts._replace(in_work=self._in_work_under), telemetry)
         self._reconcile = Reconcile(
             parts.artifacts,
             parts.disk,
@@ -77,16 +78,16 @@ class BackgroundWork:
             cleaning=self.clean_project,
         )
 
-    async def _nothing_in_work(self, prefix: str) -> None:
+    async def _in_work_under(self, prefix: str) -> Collection[asyncio.Future[None]]:
         """For the cleaning, which is made before the transfers that need it."""
-        if self._transfers is not None:
-            await self._transfers.nothing_in_work(prefix)
+        return () if self._transfers is None else await self._transfers.in_work_under(prefix)
 
     async def start(self, supervisor: Supervisor) -> None:
         """Reads what was left undone, then starts every worker. Nothing here is waited for."""
         await self.clean_project.open()
         # In every process: an upload without room waits for it.
         supervisor.start_background("disk eviction", self._disk_eviction.run())
+        supervisor.start_background("clean requests", self.clean_project.follow())
         for name, worker in (
             ("transfers", self._transfers),
             ("key value eviction", self._key_value_eviction),

@@ -901,10 +901,10 @@ async def test_idle_worker_asks_once(rig: WorkerRig, monkeypatch: pytest.MonkeyP
     claims = 0
     claim = rig.transfers.claim
 
-    async def counted(*args: int) -> Any:
+    async def counted(*args: int, **options: Any) -> Any:
         nonlocal claims
         claims += 1
-        return await claim(*args)
+        return await claim(*args, **options)
 
     monkeypatch.setattr(rig.transfers, "claim", counted)
     rig.start()
@@ -925,10 +925,10 @@ async def test_a_row_that_waits_for_another_of_its_key_does_not_make_it_spin(
     claims = 0
     claim = rig.transfers.claim
 
-    async def counted(*args: int) -> Any:
+    async def counted(*args: int, **options: Any) -> Any:
         nonlocal claims
         claims += 1
-        return await claim(*args)
+        return await claim(*args, **options)
 
     monkeypatch.setattr(rig.transfers, "claim", counted)
     for _ in range(20):
@@ -1030,21 +1030,27 @@ async def test_worker_ends_with_the_database(rig: WorkerRig, store: MemoryStore)
         await task
 
 
-async def test_nothing_in_work(rig: WorkerRig, store: MemoryStore) -> None:
+async def test_in_work_under_a_prefix(rig: WorkerRig, store: MemoryStore) -> None:
     store.shut_gate()
     rig.start()
     await rig.store(b"content")
     await store.wait_until_asked(1)
-    other = asyncio.create_task(rig.worker.nothing_in_work("acc/other/"))
-    await turns()
-    assert other.done()
-    waiting = asyncio.create_task(rig.worker.nothing_in_work("acc/proj/"))
-    await turns()
-    assert not waiting.done()
+    assert await rig.worker.in_work_under("acc/other/") == frozenset()
+    in_work = await rig.worker.in_work_under("acc/proj/")
+    assert [task.done() for task in in_work] == [False]
     store.open_gate()
-    async with asyncio.timeout(PATIENCE_S):
-        await waiting
+    await asyncio.wait(in_work, timeout=PATIENCE_S)
     assert store.contents() == {KEY: b"content"}
+
+
+async def test_a_delay_that_a_wrong_clock_gave_is_cut_short(
+    rig: WorkerRig, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.store(b"content")
+    (claimed,) = await rig.transfers.claim(1)
+    await rig.transfers.failed(claimed, "broken", delay_us=400_000_000, park=False)
+    rig.start(retry_max_delay_ms=300_000)
+    assert await rig.ended(1) == [("upload", "moved", 7)]
 
 
 # --- a real endpoint ------------------------------------------------------------------------------

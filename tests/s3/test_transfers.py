@@ -263,6 +263,18 @@ async def test_failed_row_waits_for_its_time(transfers: S3Transfers, clock: list
     assert await transfers.next_attempt_at() is None
 
 
+async def test_a_time_that_a_wrong_clock_gave_does_not_keep_a_row(
+    transfers: S3Transfers, clock: list[int]
+) -> None:
+    await transfers.enqueue_upload(KEYS[0])
+    (claimed,) = await transfers.claim(1)
+    clock[0] += 86_400_000_000
+    await transfers.failed(claimed, "broken", delay_us=500, park=False)
+    clock[0] -= 86_400_000_000
+    assert await transfers.claim(1, longest_delay_us=86_400_000_500) == []
+    assert names(await transfers.claim(1, longest_delay_us=86_400_000_499)) == [("upload", KEYS[0])]
+
+
 async def test_what_waits_does_not_stand_in_the_way_of_its_key(
     transfers: S3Transfers, clock: list[int]
 ) -> None:
@@ -391,6 +403,7 @@ async def test_other_errors_of_the_database_are_told(
 PLANS = {
     "READY": "s3_transfers_ready",
     "WAKE": "s3_transfers_waiting",
+    "WAKE_ASTRAY": "s3_transfers_waiting",
     "NEXT_ATTEMPT": "s3_transfers_waiting",
     "HURRY": "s3_transfers_waiting",
     "SELECT_CLAIMED": "s3_transfers_claimed",

@@ -108,7 +108,7 @@ class CleanRig(ArtifactRig):
             self.disk,
             self.transfers,
             store,
-            options.pop("nothing_in_work", None),
+            options.pop("in_work", None),
         )
         # A failed job is not tried again by the same one, unless a test says so.
         return CleanProject(target, self.telemetry, **{"first_retry_s": 3_600} | options)

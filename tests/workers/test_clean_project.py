@@ -5,16 +5,19 @@ import errno
 import io
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from structlog.testing import capture_logs
 
 from tests.support import memory_store
 from tests.support.folders import artifact_files
 from tests.support.locks import lock_of_another_connection
+from undercroft import clock
 from undercroft.artifacts import Stored
 from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.buffers.key_values import KeyValueAccess
@@ -23,7 +26,7 @@ from undercroft.errors import ClosedError, DatabaseLockedError, ObjectStoreError
 from undercroft.s3.object_store import ObjectStoreSettings, open_object_store
 from undercroft.storage.layout import key_value_key
 from undercroft.telemetry import events
-from undercroft.workers import clean_jobs, clean_objects, clean_project, clean_stages
+from undercroft.workers import clean_jobs, clean_objects, clean_stages
 from undercroft.workers.clean_jobs import CleanJob, CleanJobs
 from undercroft.workers.clean_run import CleanRun
 
@@ -170,11 +173,57 @@ async def test_an_artifact_that_was_there_and_is_stored_after_the_request_surviv
 
 async def test_artifacts_of_before_stored_at_go_by_inserted_at(rig: CleanRig) -> None:
     await rig.store(b"old", key=OLD)
+    cleaner = rig.cleaner()
+    await cleaner.request(*PROJECT)
     await rig.store(b"new", key=NEW)
     rig.execute("UPDATE cache_artifacts SET stored_at = NULL")
-    rig.execute("UPDATE cache_artifacts SET inserted_at = ? WHERE key = ?", now_us() + 3_600 * SECOND_US, NEW)
-    assert (await clean(rig))[1] == 1
+    await cleaner.work()
     assert rig.artifact_keys() == [NEW]
+    assert progress(cleaner.newest_job(*PROJECT))[1] == 1
+
+
+@pytest.mark.parametrize("seconds", [1, 3_600, 40_000_000])
+async def test_what_has_a_time_to_come_goes_and_what_is_written_later_stays(
+    rig: CleanRig, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was ahead, and the process that wrote has ended."""
+    monkeypatch.setattr(clock, "_clock", clock.Clock())
+    ahead = now_us() + seconds * SECOND_US
+    await rig.store(b"old", key=OLD)
+    rig.execute("UPDATE cache_artifacts SET stored_at = ?, updated_at = ?", ahead, ahead)
+    await rig.put_values(value_key("old"))
+    sql = "UPDATE key_value_entries SET updated_at = ?, last_accessed_at = ?"
+    await rig.key_value_database.write(lambda c: c.execute(sql, (ahead + 7, ahead + 7)))
+    cleaner = rig.cleaner()
+    job = await cleaner.request(*PROJECT)
+    assert job.requested_at >= ahead + 7
+    await rig.store(b"new", key=NEW)
+    await rig.put_values(value_key("new"))
+    await cleaner.work()
+    assert (rig.artifact_keys(), rig.values()) == ([NEW], [value_key("new")])
+    # Nothing waits any more for the clock to be ahead.
+    assert clock._clock._least == 0
+
+
+async def test_what_other_projects_have_from_a_time_to_come_moves_no_request(rig: CleanRig) -> None:
+    await rig.store(b"old", key=OTHERS[0])
+    ahead = now_us() + 3_600 * SECOND_US
+    rig.execute("UPDATE cache_artifacts SET stored_at = ?, updated_at = ?", ahead, ahead)
+    job = await rig.cleaner().request(*PROJECT)
+    assert job.requested_at < ahead
+
+
+async def test_a_clock_that_is_set_back_leaves_nothing(
+    rig: CleanRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_by = 0
+    fake = clock.Clock(lambda: time.time_ns() + set_by)
+    monkeypatch.setattr(clock, "_clock", fake)
+    await rig.store(b"old", key=OLD)
+    await rig.put_values(value_key("old"))
+    set_by = -10_000_000_000
+    assert (await clean(rig))[:2] == (1, 1)
+    assert (rig.artifact_keys(), rig.values()) == ([], [])
 
 
 async def test_an_access_does_not_make_an_artifact_newer(rig: CleanRig) -> None:
@@ -323,11 +372,11 @@ async def test_transfers_in_work_are_waited_for(rig: CleanRig) -> None:
     asked: list[str] = []
     ended = asyncio.Event()
 
-    async def nothing_in_work(prefix: str) -> None:
+    async def in_work(prefix: str) -> list[asyncio.Task[bool]]:
         asked.append(prefix)
-        await ended.wait()
+        return [asyncio.create_task(ended.wait())]
 
-    cleaner = rig.cleaner(nothing_in_work=nothing_in_work)
+    cleaner = rig.cleaner(in_work=in_work)
     await cleaner.request(*PROJECT)
     work = asyncio.create_task(cleaner.work())
     await until(lambda: asked)
@@ -345,11 +394,12 @@ async def test_a_transfer_that_does_not_end_holds_up_no_other_project(
 ) -> None:
     monkeypatch.setattr(clean_stages, "IN_WORK_S", 0.001)
 
-    async def nothing_in_work(prefix: str) -> None:
-        if prefix == "acc/proj/":
-            await asyncio.Event().wait()
+    endless: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    cleaner = rig.cleaner(nothing_in_work=nothing_in_work)
+    async def in_work(prefix: str) -> list[asyncio.Future[None]]:
+        return [endless] if prefix == "acc/proj/" else []
+
+    cleaner = rig.cleaner(in_work=in_work)
     await cleaner.request(*PROJECT)
     await cleaner.request("acc", "proj2")
     await cleaner.work()
@@ -359,6 +409,28 @@ async def test_a_transfer_that_does_not_end_holds_up_no_other_project(
     assert (stuck.stage, other.stage) == ("transfers", "done")
     assert stuck.last_error is not None
     assert "transfers in work" in stuck.last_error
+    assert not endless.cancelled()
+
+
+async def test_transfers_that_began_later_are_not_waited_for(
+    rig: CleanRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a project that is built all the time some upload always is in work."""
+    monkeypatch.setattr(clean_stages, "IN_WORK_S", 0.001)
+    loop = asyncio.get_running_loop()
+    began: list[asyncio.Future[None]] = []
+
+    async def in_work(prefix: str) -> list[asyncio.Future[None]]:
+        began.append(loop.create_future())
+        return [began[-1]]
+
+    cleaner = rig.cleaner(in_work=in_work, first_retry_s=0)
+    await cleaner.request(*PROJECT)
+    running = asyncio.create_task(cleaner.run())
+    await until(lambda: rig.execute("SELECT 1 FROM clean_jobs WHERE last_error IS NOT NULL"))
+    began[0].set_result(None)
+    await until(lambda: not cleaner.is_being_cleaned(OLD))
+    await drop(running)
 
 
 # --- objects -----------------------------------------------------------------------------------------
@@ -426,8 +498,7 @@ async def test_a_store_that_is_down_is_asked_until_it_is_back(rig: CleanRig) -> 
         assert artifact_files(rig.folder) == []
         assert cleaner.is_being_cleaned(OLD)
         bucket.heal()
-        await until(lambda: not cleaner.is_being_cleaned(OLD))
-        await until(lambda: not cleaner.is_being_cleaned("acc/proj2/x"))
+        await until(lambda: cleaner.unfinished == 0)
     await drop(running)
     assert bucket.objects == {}
     job = cleaner.newest_job(*PROJECT)
@@ -492,16 +563,17 @@ async def test_a_store_that_does_not_answer_is_not_waited_for_without_end(
 
 async def test_what_is_being_cleaned_is_known_from_request_to_end(rig: CleanRig) -> None:
     cleaner = rig.cleaner()
-    assert (cleaner.is_being_cleaned(OLD), cleaner.cleanings(OLD)) == (False, 0)
+    before = cleaner.cleanings(OLD)
+    assert not cleaner.is_being_cleaned(OLD)
     await cleaner.request(*PROJECT)
-    assert (cleaner.is_being_cleaned(OLD), cleaner.cleanings(OLD)) == (True, 1)
+    during = cleaner.cleanings(OLD)
+    assert cleaner.is_being_cleaned(OLD)
     assert [cleaner.is_being_cleaned(key) for key in OTHERS] == [False] * len(OTHERS)
     after_restart = rig.cleaner()
-    assert not after_restart.is_being_cleaned(OLD)
-    await after_restart.open()
     assert after_restart.is_being_cleaned(OLD)
     await cleaner.work()
-    assert (cleaner.is_being_cleaned(OLD), cleaner.cleanings(OLD)) == (False, 1)
+    assert not cleaner.is_being_cleaned(OLD)
+    assert before < during == cleaner.cleanings(OLD)
 
 
 async def test_a_request_waits_for_what_is_being_published(rig: CleanRig) -> None:
@@ -551,7 +623,14 @@ async def test_a_cancelled_request_that_was_committed_is_carried_out(rig: CleanR
     await rig.put_values(value_key("k"))
     cleaner = rig.cleaner()
     gate = threading.Event()
-    holding = asyncio.create_task(rig.database.write(lambda _connection: gate.wait(20)))
+    held = threading.Event()
+
+    def hold(_connection: apsw.Connection) -> None:
+        held.set()
+        gate.wait(20)
+
+    holding = asyncio.create_task(rig.database.write(hold))
+    await asyncio.to_thread(held.wait)
     request = asyncio.create_task(cleaner.request(*PROJECT))
     await until(lambda: rig.database._writer._jobs.qsize() > 0)
     await drop(request)
@@ -710,23 +789,13 @@ async def test_jobs_that_cannot_be_read_are_told_of_once(
     assert not cleaner.is_being_cleaned(OLD)
 
 
-async def test_a_request_wakes_the_worker(rig: CleanRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clean_project, "LOOK_AGAIN_S", 3_600)
+async def test_a_request_wakes_the_worker(rig: CleanRig) -> None:
     cleaner = rig.cleaner()
     running = asyncio.create_task(cleaner.run())
     for _ in range(2):
         await until(lambda: cleaner._wake._waiters)
         await cleaner.request(*PROJECT)
         await until(lambda: not cleaner.is_being_cleaned(OLD))
-    await drop(running)
-
-
-async def test_the_job_of_another_process_is_seen(rig: CleanRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clean_project, "LOOK_AGAIN_S", 0.001)
-    running = asyncio.create_task(rig.cleaner().run())
-    other = rig.cleaner()
-    job = await other.request(*PROJECT)
-    await until(lambda: rig.execute("SELECT 1 FROM clean_jobs WHERE id = ? AND stage = 'done'", job.id))
     await drop(running)
 
 

@@ -16,6 +16,7 @@ from tests.support.artifact_rig import QUIET, ArtifactRig
 from tests.support.folders import artifact_files
 from tests.support.locks import lock_of_another_connection
 from undercroft.artifacts import Stored
+from undercroft.database import transaction
 from undercroft.errors import CapacityError
 from undercroft.storage.capacity import Volume
 from undercroft.telemetry import events
@@ -287,6 +288,95 @@ async def test_what_is_not_in_the_object_store_yet_goes_last(open_rig: OpenRig, 
         await eviction_of(rig, target_percent=70.0).run_once()
     assert left(rig) == [2, 9]
     assert (logs[0]["artifacts"], logs[0]["uploads_pending"]) == (3, 2)
+
+
+async def test_behind_many_that_are_not_in_the_object_store_yet(
+    open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_eviction, "LOOK_ROWS", 2)
+    monkeypatch.setattr(disk_eviction, "MOST_SPARED_SLICES", 1)
+    rig = await open_rig(uploads=True)
+    await fill(rig, 10)
+    await end_uploads(rig, [7, 8])
+    await eviction_of(rig, target_percent=80.0).run_once()
+    assert left(rig) == [0, 1, 2, 3, 4, 5, 6, 9]
+
+
+async def test_within_a_pass_it_is_not_looked_for_again_and_again(
+    open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the object store down, every row would be looked at in each sweep."""
+    monkeypatch.setattr(disk_eviction, "SELDOM", 1_000_000)
+    rig = await open_rig(uploads=True)
+    await fill(rig, 10)
+    looks: list[str] = []
+    sweeps = 0
+    really_choose, really_sweep = DiskEviction._choose, DiskEviction._sweep
+
+    async def choose(self: DiskEviction, one: Any, query: str, after: Any) -> Any:
+        looks.append(query)
+        return await really_choose(self, one, query, after)
+
+    async def sweep(self: DiskEviction, one: Any) -> bool:
+        nonlocal sweeps
+        sweeps += 1
+        return await really_sweep(self, one)
+
+    monkeypatch.setattr(DiskEviction, "_choose", choose)
+    monkeypatch.setattr(DiskEviction, "_sweep", sweep)
+    eviction = eviction_of(rig, patience_ms=200)
+    with rig.capacity.reserve(0):
+        async with working(eviction):
+            await eviction.make_room(11 * SIZE)
+    assert sweeps > 3
+    # One that found rows, but none to take, and one that found the end.
+    assert looks.count(disk_eviction.SPARING_UPLOADS) == 2
+
+
+@pytest.mark.parametrize("query", [disk_eviction.SPARING_UPLOADS, disk_eviction.ALL])
+async def test_one_look_takes_no_longer_when_there_are_more_rows(open_rig: OpenRig, query: str) -> None:
+    rig = await open_rig()
+    steps: list[int] = []
+    for _ in range(2):
+        await rig.database.write(many_with_uploads)
+        steps.append(await rig.database.read(lambda connection: steps_of(connection, query)))
+    assert steps[0] > 100
+    assert steps[1] < 1.2 * steps[0]
+
+
+def many_with_uploads(connection: apsw.Connection) -> None:
+    with transaction(connection):
+        connection.execute(MANY_ARTIFACTS)
+        connection.execute("DELETE FROM s3_transfers")
+        connection.execute(MANY_UPLOADS)
+
+
+def steps_of(connection: apsw.Connection, query: str) -> int:
+    """Instructions of SQLite's machine for one slice, in tens."""
+    steps = 0
+
+    def step() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    connection.set_progress_handler(step, 10)
+    values = {"used_at": -1, "id": -1, "rows": 50, "look": 200}
+    assert connection.execute(query, values).fetchall()
+    connection.set_progress_handler(None)
+    return steps
+
+
+MANY_ARTIFACTS = """
+WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
+INSERT INTO cache_artifacts (key, size_bytes, last_accessed_at, inserted_at, updated_at)
+SELECT hex(randomblob(32)), 1, i, i, i FROM n
+"""
+
+MANY_UPLOADS = """
+INSERT INTO s3_transfers (id, type, account_handle, project_handle, artifact_type, key, inserted_at)
+SELECT id, 'upload', 'acc', 'proj', 'xcode', key, 1 FROM cache_artifacts
+"""
 
 
 async def test_a_row_without_a_file_goes_and_counts_for_nothing(rig: ArtifactRig) -> None:

@@ -1,6 +1,7 @@
 """Eviction of key values by age and by size, next to flushes, locks and readers."""
 
 import asyncio
+import errno
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ from undercroft.clock import now_us
 from undercroft.database import Database, transaction
 from undercroft.database.connection import open_connection
 from undercroft.database.schema import KEY_VALUES
-from undercroft.database.upkeep import Pages, pages
+from undercroft.database.upkeep import DiskSize, Pages, pages
 from undercroft.key_values import KeyValueStore
 from undercroft.telemetry import events
 from undercroft.workers import key_value_eviction
@@ -328,6 +329,35 @@ async def test_a_lock_is_logged_once_and_tried_again(rig: Rig) -> None:
         await eviction.run_once()
     found = [entry["event"] for entry in logs if entry["event"].startswith("key_value_eviction")]
     assert found == ["key_value_eviction_failed", "key_value_eviction_recovered"]
+    assert await rig.keys() == set()
+
+
+async def test_a_disk_that_does_not_tell_sizes_is_logged_once_and_asked_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.insert([("old", "1", 1, 1)])
+    eviction = rig.eviction(max_age_days=1)
+    really_size, answers = Database.size_on_disk, 0
+
+    def size(database: Database) -> DiskSize:
+        nonlocal answers
+        answers -= 1
+        if answers < 0:
+            raise OSError(errno.EIO, "bad disk")
+        return really_size(database)
+
+    monkeypatch.setattr(Database, "size_on_disk", size)
+    with capture_logs() as logs:
+        await eviction.run_once()
+        await eviction.run_once()
+        answers = 1
+        await eviction.run_once()
+    assert [entry["event"] for entry in logs] == [
+        "key_value_eviction_failed",
+        "key_value_eviction_recovered",
+        "key_values_evicted",
+    ]
+    assert logs[-1]["bytes_given_back"] is None
     assert await rig.keys() == set()
 
 

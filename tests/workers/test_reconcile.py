@@ -37,6 +37,12 @@ OpenRig = Callable[..., Awaitable[ReconcileRig]]
 
 HOUR_US = 3_600_000_000
 
+# By another process; the size is still to be filled in.
+INSERT_ROW = (
+    "INSERT INTO cache_artifacts (key, size_bytes, last_accessed_at, inserted_at, updated_at, stored_at) "
+    "VALUES (?, {}, 1, 1, 1, 1)"
+)
+
 
 @pytest.fixture
 async def open_rig(tmp_path: Path) -> AsyncIterator[OpenRig]:
@@ -322,7 +328,7 @@ async def test_a_file_that_gets_its_row_while_it_is_hashed(rig: ReconcileRig) ->
     async def commit() -> None:
         """What another process does."""
         await rig.execute(
-            "INSERT INTO cache_artifacts (key, size_bytes, last_accessed_at, inserted_at, updated_at, stored_at) VALUES (?, 5, 1, 1, 1, 1)",
+            INSERT_ROW.format("5"),
             KEY,
         )
 
@@ -460,7 +466,7 @@ async def test_without_an_object_store_there_is_nothing_to_fetch(rig: ReconcileR
 
 
 async def test_without_a_digest_the_size_must_do(rig: ReconcileRig) -> None:
-    insert = "INSERT INTO cache_artifacts (key, size_bytes, last_accessed_at, inserted_at, updated_at, stored_at) VALUES (?, ?, 1, 1, 1, 1)"
+    insert = INSERT_ROW.format("?")
     await rig.execute(insert, KEY, 5)
     await rig.execute(insert, "acc/proj/xcode/zz/zz/zzzz", 5)
     rig.place(KEY, b"54321")
@@ -563,7 +569,7 @@ async def test_what_is_no_file_in_the_place_of_one_is_left(rig: ReconcileRig, ki
 async def test_a_row_whose_key_is_none_of_ours_touches_nothing(rig: ReconcileRig, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(b"theirs")
-    insert = "INSERT INTO cache_artifacts (key, size_bytes, last_accessed_at, inserted_at, updated_at, stored_at) VALUES (?, 1, 1, 1, 1, 1)"
+    insert = INSERT_ROW.format("1")
     for key in ("../precious", "acc/proj/x/../../../../precious", "nul\0", ""):
         await rig.execute(insert, key)
     with capture_logs() as logs:
@@ -706,7 +712,7 @@ async def test_after_a_restart_the_files_go_on_where_they_were(rig: ReconcileRig
 
 async def test_after_a_restart_the_rows_go_on_where_they_were(rig: ReconcileRig) -> None:
     keys = [f"acc/proj/xcode/{number // 100:02}/{number % 100:02}/{number:04}" for number in range(1_000)]
-    insert = "INSERT INTO cache_artifacts (key, size_bytes, last_accessed_at, inserted_at, updated_at, stored_at) VALUES (?, 1, 1, 1, 1, 1)"
+    insert = INSERT_ROW.format("1")
     for key in keys:
         await rig.execute(insert, key)
     rig.artifacts.open()

@@ -18,14 +18,15 @@ WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0
 
 COUNT = "SELECT type, count(*), count(parked_at) FROM s3_transfers GROUP BY type"
 
-# Makes rows ready whose time has come.
-WAKE = """
+# Makes rows ready whose time has come, or will not come. Two statements: a range of the index each.
+WAKE_WHICH = """
 UPDATE s3_transfers SET next_attempt_at = 0 WHERE id IN (
     SELECT id FROM s3_transfers
-    WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0 AND next_attempt_at <= ?
+    WHERE claimed_at IS NULL AND parked_at IS NULL AND next_attempt_at > 0 AND next_attempt_at {} ?
     ORDER BY next_attempt_at LIMIT ?
 )
 """
+WAKE, WAKE_ASTRAY = WAKE_WHICH.format("<="), WAKE_WHICH.format(">")
 
 # Downloads (0) or all others (1). No more rows are passed over than there are with the keys in work.
 READY = """

@@ -109,16 +109,12 @@ class TransferWorker:
         """How many may be at once, now."""
         return self._pace.limit
 
-    async def nothing_in_work(self, prefix: str) -> None:
-        """Returns when what is worked on now under keys that start with `prefix` is over.
-
-        What is claimed later is not waited for: whoever wants to be alone deletes the rows first.
-        """
+    async def in_work_under(self, prefix: str) -> frozenset[asyncio.Task[None]]:
+        """What is worked on now under keys that start with `prefix`: to be waited for, not cancelled."""
         # What is being claimed is in work before anybody here sees it.
         async with self._claiming:
-            tasks = [task for transfer, task in self._working.values() if transfer.key.startswith(prefix)]
-        if tasks:
-            await asyncio.wait(tasks)
+            found = self._working.values()
+            return frozenset(task for transfer, task in found if transfer.key.startswith(prefix))
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -167,9 +163,12 @@ class TransferWorker:
 
     async def _start(self, free: int) -> int:
         """Starts at most `free` transfers; answers how many."""
+        longest_us = self._settings.retry_max_delay_ms * 1_000
         async with self._claiming:
             kept = min(self._kept_from_downloads(), free)
-            claimed = await self._insist(lambda: self._transfers.claim(free, kept))
+            claimed = await self._insist(
+                lambda: self._transfers.claim(free, kept, longest_delay_us=longest_us)
+            )
             if self._stopping:
                 await self._give_back(claimed)
                 return 0

@@ -45,6 +45,7 @@ from undercroft.s3.transfer_statements import (
     RETRY_PARKED,
     SELECT_CLAIMED,
     WAKE,
+    WAKE_ASTRAY,
 )
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events, Measurements, Metadata
@@ -208,14 +209,20 @@ class S3Transfers:
 
     # --- working ----------------------------------------------------------------------------------
 
-    async def claim(self, limit: int, kept: int = 0) -> list[Transfer]:
+    async def claim(
+        self, limit: int, kept: int = 0, *, longest_delay_us: int = 86_400_000_000
+    ) -> list[Transfer]:
         """Takes at most `limit` rows that are due into work: downloads first, then in the order of arrival.
 
         `kept` of them are no downloads, if there are so many others. At most one row per key is in work at
-        any time. What was queued before is committed first. Raises one of `NOT_WRITTEN`.
+        any time. What was queued before is committed first. A row that would wait longer than
+        `longest_delay_us` got its time from a clock that was set back since: it is due. Raises one of
+        `NOT_WRITTEN`.
         """
         await self._buffer.flush()
-        return await self._database.write(lambda connection: _claim(connection, limit, kept))
+        return await self._database.write(
+            lambda connection: _claim(connection, limit, kept, longest_delay_us)
+        )
 
     async def done(self, transfer: Transfer) -> None:
         """The row is resolved; it goes with the next flush. Raises `BufferFullError`."""
@@ -300,10 +307,11 @@ def _insert(transfer_type: TransferType, key: str) -> TransferInsert:
     return TransferInsert(identifier, transfer_type, account, project, kind, key, now_us())
 
 
-def _claim(connection: apsw.Connection, limit: int, kept: int) -> list[Transfer]:
+def _claim(connection: apsw.Connection, limit: int, kept: int, longest_delay_us: int) -> list[Transfer]:
     now = now_us()
     with transaction(connection):
         connection.execute(WAKE, (now, SLICE_ROWS))
+        connection.execute(WAKE_ASTRAY, (now + longest_delay_us, SLICE_ROWS))
         downloads, others = (_ready(connection, kind, limit * TYPES) for kind in (0, 1))
         chosen: dict[str, Transfer] = {}
         for rows, most in ((others, kept), (downloads, limit), (others, limit)):

@@ -1,5 +1,6 @@
 """The table of requests to clean a project: what was asked for, and how far it has come."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -71,6 +72,21 @@ class CleanJobs:
         row = self._database.find(NEWEST, account, project)
         return None if row is None else CleanJob(*row)
 
+    def newest_id(self, account: str, project: str) -> int:
+        """The id of the newest job of the project, 0 if none is known. One point query."""
+        row = self._database.find(NEWEST_ID, account, project)
+        return 0 if row is None else int(row[0])
+
+    def cutoff(self, account: str, project: str) -> int | None:
+        """Until when what was written is being removed now; None if the project is not being cleaned."""
+        row = self._database.find(CUTOFF, account, project)
+        return None if row is None else int(row[0])
+
+    def unfinished_ids(self) -> set[int]:
+        """The jobs that are not done. The table is short: few jobs wait, and few finished ones are kept."""
+        row = self._database.find(UNFINISHED_IDS)
+        return set() if row is None else set(json.loads(row[0]))
+
     async def unfinished(self) -> list[CleanJob]:
         """All jobs that are not done. Raises what SQLite raises, like all that follow."""
         # By the writer, whose work is done in order: a job is in the answer even if the request that was
@@ -138,6 +154,17 @@ DELETE FROM clean_jobs WHERE stage = 'done' AND id NOT IN (
 
 # By id: a clock that was set back must not make an older request the newest.
 NEWEST = f"{SELECT} WHERE account_handle = ? AND project_handle = ? ORDER BY id DESC LIMIT 1"
+
+NEWEST_ID = """
+SELECT id FROM clean_jobs WHERE account_handle = ? AND project_handle = ? ORDER BY id DESC LIMIT 1
+"""
+
+CUTOFF = """
+SELECT requested_at FROM clean_jobs
+WHERE account_handle = ? AND project_handle = ? AND stage <> 'done' ORDER BY id DESC LIMIT 1
+"""
+
+UNFINISHED_IDS = "SELECT json_group_array(id) FROM clean_jobs WHERE stage <> 'done'"
 
 UNFINISHED = f"{SELECT} WHERE stage <> 'done' ORDER BY id"
 

@@ -1,4 +1,9 @@
-"""Cleaning a project: everything of it that was written before a request is removed in the background."""
+"""Cleaning a project: everything of it that was written before a request is removed in the background.
+
+Several processes may share the data directory. Any of them takes requests, one of them carries them out,
+and all must know at once that one was taken: nobody may bring back what the object store has. So what is
+being cleaned is what the table of jobs says, asked anew each time.
+"""
 
 import asyncio
 import time
@@ -12,7 +17,7 @@ import msgspec
 import structlog
 
 from undercroft.artifacts import CacheArtifacts
-from undercroft.clock import now_us
+from undercroft.clock import not_before, now_us
 from undercroft.database import Database
 from undercroft.errors import ClosedError, UndercroftError
 from undercroft.key_values import KeyValueStore
@@ -20,10 +25,11 @@ from undercroft.s3.object_store import ObjectStore
 from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.disk import Disk
 from undercroft.telemetry.events import Events
+from undercroft.workers.clean_cutoff import newest_write
 from undercroft.workers.clean_jobs import STAGES, CleanJob, CleanJobs
 from undercroft.workers.clean_objects import ObjectStage
 from undercroft.workers.clean_run import CleanRun, SupersededError
-from undercroft.workers.clean_stages import NodeStages
+from undercroft.workers.clean_stages import InWork, NodeStages
 
 log = structlog.get_logger(__name__)
 
@@ -33,15 +39,15 @@ Project: TypeAlias = tuple[str, str]
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
 
-# How soon jobs are seen that another process on the same data directory was asked for.
-LOOK_AGAIN_S = 5.0
+# How soon it is seen that another process on the same data directory took a request, or finished one.
+FOLLOW_EVERY_S = 1.0
 
 # What goes by: somebody has a lock, a disk is full or bad, the object store is away.
 PASSING = (apsw.Error, OSError, UndercroftError)
 
 
 class CleanTarget(NamedTuple):
-    """What is cleaned. `nothing_in_work(prefix)`: see `NodeStages`."""
+    """What is cleaned. `in_work`: see `InWork`."""
 
     key_value_database: Database
     node_database: Database
@@ -50,7 +56,7 @@ class CleanTarget(NamedTuple):
     disk: Disk
     transfers: S3Transfers
     object_store: ObjectStore | None = None
-    nothing_in_work: Callable[[str], Awaitable[None]] | None = None
+    in_work: InWork | None = None
 
 
 class CleanProject:
@@ -68,6 +74,7 @@ class CleanProject:
         first_retry_s: float = FIRST_RETRY_S,
         longest_retry_s: float = LONGEST_RETRY_S,
     ) -> None:
+        self._target = target
         self._key_values = target.key_values
         self._artifacts = target.artifacts
         self._telemetry = telemetry
@@ -78,7 +85,7 @@ class CleanProject:
             target.node_database,
             target.artifacts,
             target.disk,
-            target.nothing_in_work,
+            target.in_work,
         )
         self._stages: dict[str, Callable[[CleanRun], Awaitable[None]]] = {
             "key_values": node.key_values,
@@ -98,8 +105,13 @@ class CleanProject:
 
     async def open(self) -> None:
         """Reads which jobs are not done. Raises what SQLite raises."""
-        for job in await self._jobs.unfinished():
+        jobs = await self._jobs.unfinished()
+        # No await from here on, so whatever was written after that was read is told after this.
+        unfinished = {job.id for job in jobs}
+        self._runs = {project: run for project, run in self._runs.items() if run.job.id in unfinished}
+        for job in jobs:
             self._take(job)
+        self._hold_clock()
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -115,19 +127,21 @@ class CleanProject:
     def is_being_cleaned(self, key: str) -> bool:
         """Whether what the object store has under this artifact key may be from before a request."""
         project = _project_of(key)
-        return project in self._runs or project in self._arriving
+        return project in self._arriving or self._jobs.cutoff(*project) is not None
 
     def cleanings(self, key: str) -> int:
-        """How many requests there were for the project of this artifact key since the node started.
+        """A number that changes with every request for the project of this artifact key, whoever took it.
 
         Who fetches an object compares it before and after: a whole job may fit in between.
         """
-        return self._cleanings[_project_of(key)]
+        project = _project_of(key)
+        # Those that were announced here may have no job yet.
+        return self._cleanings[project] + self._jobs.newest_id(*project)
 
     def _is_doomed(self, key: str) -> bool:
         """Whether an artifact that is there will go: whoever stores it again must not hear "exists"."""
-        run = self._runs.get(_project_of(key))
-        return run is not None and not self._is_newer(key, run.cutoff)
+        cutoff = self._jobs.cutoff(*_project_of(key))
+        return cutoff is not None and not self._is_newer(key, cutoff)
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -143,9 +157,14 @@ class CleanProject:
             await self._artifacts.locks.at_rest(f"{account}/{project}/")
             await self._key_values.flush()
             await self._artifacts.flush()
-            # A row gets the time of its commit: all that was there now has an earlier one.
-            job = await self._jobs.add(account, project, now_us())
+            # A row gets the time of its commit: all that was there now has an earlier one, unless its
+            # clock was ahead of ours.
+            newest = await newest_write(
+                self._target.key_value_database, self._target.node_database, account, project
+            )
+            job = await self._jobs.add(account, project, max(now_us(), newest))
             self._take(job)
+            self._hold_clock()
         return job
 
     @contextmanager
@@ -165,15 +184,52 @@ class CleanProject:
         project = job.account, job.project
         current = self._runs.get(project)
         if current is not None:
+            if current.job.id == job.id and not current.begun:
+                # Another process may have come further.
+                current.job = job
             if current.job.id >= job.id:
                 return
             current.superseded = True
         self._runs[project] = CleanRun(job, self._jobs, self._telemetry, self._retry_s[0])
 
-    # --- the worker -------------------------------------------------------------------------------
+    def _hold_clock(self) -> None:
+        """What is written from now on is newer than what is being removed."""
+        not_before(max((run.cutoff + 1 for run in self._runs.values()), default=0))
+
+    # --- in every process -------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Takes what other processes were asked for, until it is cancelled or the node closes its parts."""
+        while True:
+            try:
+                if await self._look(self._is_behind):
+                    self._wake.set()
+            except ClosedError:
+                return
+            await asyncio.sleep(FOLLOW_EVERY_S)
+
+    def _is_behind(self) -> bool:
+        return self._jobs.unfinished_ids() != {run.job.id for run in self._runs.values()}
+
+    async def _look(self, is_behind: Callable[[], bool] = lambda: True) -> bool:
+        """Makes the runs those of the table if they are not; answers whether it did."""
+        try:
+            looked = is_behind()
+            if looked:
+                await self.open()
+        except apsw.Error as error:
+            reason = str(error)
+            if reason != self._look_failing:
+                log.warning("clean_jobs_not_read", error=reason)
+            self._look_failing = reason
+            return False
+        self._look_failing = None
+        return looked
+
+    # --- in one of them ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Carries out requests until it is cancelled or the node closes its parts."""
+        """Carries out requests until it is cancelled or the node closes its parts; next to `follow`."""
         while True:
             try:
                 await self.work()
@@ -186,30 +242,19 @@ class CleanProject:
     async def work(self) -> None:
         """Does all that can be done now. Raises `ClosedError`."""
         self._wake.clear()
+        # Also for a request that did not live to take its own job.
         await self._look()
         while (run := self._due()) is not None:
             await self._do_stage(run)
-
-    async def _look(self) -> None:
-        """Takes jobs that were added by others, or by a request that did not live to take its own."""
-        try:
-            await self.open()
-        except apsw.Error as error:
-            reason = str(error)
-            if reason != self._look_failing:
-                log.warning("clean_jobs_not_read", error=reason)
-            self._look_failing = reason
-        else:
-            self._look_failing = None
 
     def _due(self) -> CleanRun | None:
         now = time.monotonic()
         due = [run for run in self._runs.values() if run.due_at <= now]
         return min(due, key=lambda run: (STAGES.index(run.job.stage), run.job.id), default=None)
 
-    def _rest_s(self) -> float:
-        next_due = min((run.due_at for run in self._runs.values()), default=float("inf"))
-        return min(max(next_due - time.monotonic(), 0), LOOK_AGAIN_S)
+    def _rest_s(self) -> float | None:
+        next_due = min((run.due_at for run in self._runs.values()), default=None)
+        return None if next_due is None else max(next_due - time.monotonic(), 0)
 
     async def _do_stage(self, run: CleanRun) -> None:
         run.begin()
@@ -235,6 +280,7 @@ class CleanProject:
             project = run.job.account, run.job.project
             if self._runs.get(project) is run:
                 del self._runs[project]
+                self._hold_clock()
 
     async def _put_off(self, run: CleanRun, reason: str) -> None:
         run.put_off(reason, self._retry_s[1])

@@ -1,6 +1,8 @@
 """One request to clean a project while it is worked on."""
 
+import asyncio
 import time
+from collections.abc import Collection
 
 import structlog
 
@@ -27,6 +29,8 @@ class CleanRun:
         """Why the last attempt failed."""
         self.due_at = 0.0
         """Monotonic time, seconds."""
+        self.in_work: Collection[asyncio.Future[None]] | None = None
+        """The transfers that must be over before those of the project go; None until that is asked."""
         self._jobs = jobs
         self._telemetry = telemetry
         self._first_retry_s = self._retry_s = first_retry_s
@@ -43,6 +47,11 @@ class CleanRun:
     def prefix(self) -> str:
         """How keys of the project's artifacts begin."""
         return f"{self.job.account}/{self.job.project}/"
+
+    @property
+    def begun(self) -> bool:
+        """Whether this process has worked on it: then it knows best how far that is."""
+        return self._began
 
     def begin(self) -> None:
         """Logs the beginning, once."""

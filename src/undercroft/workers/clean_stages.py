@@ -4,13 +4,14 @@ A stage that is broken off begins again: what it removed is gone, and what it pa
 than the request.
 """
 
+import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import apsw
 
@@ -40,6 +41,10 @@ SLICE_TRANSFERS = 200
 IN_WORK_S = 10.0
 
 
+InWork: TypeAlias = Callable[[str], Awaitable[Collection[asyncio.Future[None]]]]
+"""Answers the transfers in work of keys with this prefix, to be waited for."""
+
+
 class Piece(NamedTuple):
     """What one transaction looked at: how many rows it deleted, and the last of them; None at the end."""
 
@@ -50,8 +55,7 @@ class Piece(NamedTuple):
 class NodeStages:
     """Removes key values, artifacts and transfers of a project.
 
-    `nothing_in_work` returns when no transfer of a key with this prefix is in work that was when it was
-    asked. Each stage raises what SQLite and the disk raise, errors of the node, and `SupersededError`.
+    Each stage raises what SQLite and the disk raise, errors of the node, and `SupersededError`.
     """
 
     def __init__(
@@ -60,13 +64,13 @@ class NodeStages:
         node: Database,
         artifacts: CacheArtifacts,
         disk: Disk,
-        nothing_in_work: Callable[[str], Awaitable[None]] | None,
+        in_work: InWork | None,
     ) -> None:
         self._key_values = key_values
         self._node = node
         self._artifacts = artifacts
         self._disk = disk
-        self._nothing_in_work = nothing_in_work
+        self._in_work = in_work
 
     def is_newer(self, key: str, cutoff: int) -> bool:
         """Whether an artifact is here that was stored after the request. At most two point queries."""
@@ -144,8 +148,7 @@ class NodeStages:
         A row of the queue also stands for what was queued again while it waited. So an upload stays if its
         artifact is a newer one, and every delete stays: it asks for no more than this job does.
         """
-        if self._nothing_in_work is not None:
-            await in_time(self._nothing_in_work(run.prefix), IN_WORK_S, "transfers in work to end")
+        await in_time(self._old_ones_over(run), IN_WORK_S, "transfers in work to end")
         after: tuple[str, str] | None = (run.prefix, "")
         while after is not None:
             values = {"key": after[0], "id": after[1], "end": end_of(run.prefix), "cutoff": run.cutoff}
@@ -156,6 +159,17 @@ class NodeStages:
             await self._node.write(partial(_delete_transfers, ids=old))
             await run.removed("transfers", len(old))
             after = (page[-1][2], page[-1][0]) if page else None
+
+    async def _old_ones_over(self, run: CleanRun) -> None:
+        """Waits for what was in work when this stage was first tried, however often it is tried again.
+
+        What began since has a newer file. To wait for that as well would never end where some upload of
+        the project always is in work.
+        """
+        if run.in_work is None:
+            run.in_work = () if self._in_work is None else await self._in_work(run.prefix)
+        if run.in_work:
+            await asyncio.wait(run.in_work)
 
 
 def end_of(prefix: str) -> str:

@@ -23,6 +23,13 @@ log = structlog.get_logger(__name__)
 # Artifacts chosen with one query. What was used before the query counts.
 SLICE_ROWS = 256
 
+# Rows looked at with one query for those without a pending upload: some 10 ms of the one reader. With
+# the object store down that may be all rows, and whoever else reads must get a turn.
+LOOK_ROWS = 1_024
+
+# All rows looked at in vain: that is not done again within a pass until so many times as long is over.
+SELDOM = 10
+
 # Artifacts deleted at once: enough to keep the disk's threads busy between two turns of the event loop.
 CHUNK = 8
 
@@ -66,6 +73,7 @@ class Pass:
         self.may_flush = True
         self._bytes = 0
         self._uploads_pending = 0
+        self._all_uploading_until = 0.0
         self._started = self._reported = time.monotonic()
         self.see_the_truth()
 
@@ -73,6 +81,16 @@ class Pass:
         """From here on the file system is taken at its word again."""
         self._unlinked = 0
         self._unexplained = self._capacity.unexplained()
+
+    @property
+    def may_spare(self) -> bool:
+        """Whether there may be artifacts without a pending upload."""
+        return time.monotonic() >= self._all_uploading_until
+
+    def nothing_to_spare(self, since: float) -> None:
+        """Every artifact has a pending upload, as was found out since that time (monotonic)."""
+        now = time.monotonic()
+        self._all_uploading_until = now + SELDOM * (now - since)
 
     @property
     def to_come(self) -> int:
@@ -236,22 +254,28 @@ class DiskEviction:
     async def _sweep(self, one: Pass) -> bool:
         """Evicts until there is room enough or nothing left; answers whether that changed anything."""
         before, served = one.artifacts, self._serve()
-        served += await self._sweep_rows(one, SPARING_UPLOADS, spare_used=True)
+        if one.may_spare:
+            served += await self._sweep_rows(one, SPARING_UPLOADS, spare_used=True)
         served += await self._sweep_rows(one, ALL, spare_used=False)
         return served > 0 or one.artifacts > before
 
     async def _sweep_rows(self, one: Pass, query: str, *, spare_used: bool) -> int:
         """Evicts what the query finds, the longest unused first; answers how many uploads got room."""
-        served = spared_slices = 0
-        after = FIRST
+        served = spared_slices = found = 0
+        after, since = FIRST, time.monotonic()
         while self._too_many(one) > 0 and spared_slices < MOST_SPARED_SLICES:
             rows = await self._choose(one, query, after)
             if not rows:
+                if spare_used and not found:
+                    one.nothing_to_spare(since)
                 break
             after = rows[-1]
-            before = one.artifacts
-            served += await self._evict_rows(one, rows, spare_used=spare_used)
-            spared_slices = 0 if one.artifacts > before else spared_slices + spare_used
+            if spare_used:
+                rows = [row for row in rows if not row.uploading]
+            if rows:
+                before, found = one.artifacts, found + len(rows)
+                served += await self._evict_rows(one, rows, spare_used=spare_used)
+                spared_slices = 0 if one.artifacts > before else spared_slices + spare_used
         return served
 
     def _serve(self) -> int:
@@ -269,10 +293,10 @@ class DiskEviction:
         return too_many
 
     async def _choose(self, one: Pass, query: str, after: Candidate) -> list[Candidate]:
-        """The next slice of rows."""
+        """The next slice of rows; the last of them is how far it was looked."""
         if one.may_flush:
             one.may_flush = await self._flush()
-        values = {"used_at": after.used_at, "id": after.id, "rows": SLICE_ROWS}
+        values = {"used_at": after.used_at, "id": after.id, "rows": SLICE_ROWS, "look": LOOK_ROWS}
         return await self._database.read(
             lambda connection: [Candidate(*row) for row in connection.execute(query, values)]
         )
@@ -343,14 +367,24 @@ FIRST = Candidate(-1, "", 0, -1, uploading=False)
 
 UPLOADING = "EXISTS (SELECT 1 FROM s3_transfers AS t WHERE t.key = a.key AND t.type = 'upload')"
 
-# In the order of the index, id being part of it.
-CHOOSE = """
+# Both in the order of the index, id being part of it.
+ALL_ROWS = """
 SELECT id, key, size_bytes, last_accessed_at, {uploading}
 FROM cache_artifacts AS a
-WHERE (last_accessed_at, id) > (:used_at, :id) {which}
+WHERE (last_accessed_at, id) > (:used_at, :id)
 ORDER BY last_accessed_at, id LIMIT :rows
 """
 
-SPARING_UPLOADS = CHOOSE.format(uploading="0", which=f"AND NOT {UPLOADING}")
+# And the last row that was looked at in any case, for the next slice to begin behind it.
+WITHOUT_UPLOAD = """
+WITH looked AS MATERIALIZED (
+    SELECT id, key, size_bytes, last_accessed_at FROM cache_artifacts
+    WHERE (last_accessed_at, id) > (:used_at, :id)
+    ORDER BY last_accessed_at, id LIMIT :look
+)
+SELECT * FROM (SELECT *, {uploading} AS uploading FROM looked AS a)
+WHERE NOT uploading OR id = (SELECT id FROM looked ORDER BY last_accessed_at DESC, id DESC LIMIT 1)
+ORDER BY last_accessed_at, id LIMIT :rows
+"""
 
-ALL = CHOOSE.format(uploading=UPLOADING, which="")
+ALL, SPARING_UPLOADS = ALL_ROWS.format(uploading=UPLOADING), WITHOUT_UPLOAD.format(uploading=UPLOADING)

@@ -74,8 +74,8 @@ class Pace:
 class Run:
     """What one run has done so far."""
 
-    def __init__(self, bytes_before: int) -> None:
-        self.bytes_before = bytes_before
+    def __init__(self) -> None:
+        self.bytes_before = 0
         self.rows = 0
         self._started = self._reported = time.monotonic()
 
@@ -133,7 +133,7 @@ class KeyValueEviction:
 
     async def run_once(self) -> None:
         """Evicts all that must go now. Raises `ClosedError`."""
-        run = Run(self._database.size_on_disk().total)
+        run = Run()
         try:
             await self._evict(run)
         except (apsw.Error, OSError, CommitTimeoutError) as error:
@@ -141,11 +141,22 @@ class KeyValueEviction:
         else:
             self._recovered()
         if run.rows:
-            # What went for its age is given back by maintenance.
-            given_back = max(run.bytes_before - self._database.size_on_disk().total, 0)
-            log.info("key_values_evicted", rows=run.rows, bytes_given_back=given_back, seconds=run.seconds)
+            log.info(
+                "key_values_evicted",
+                rows=run.rows,
+                bytes_given_back=self._given_back(run),
+                seconds=run.seconds,
+            )
+
+    def _given_back(self, run: Run) -> int | None:
+        """What went for its age is given back by maintenance. None if the disk does not say."""
+        try:
+            return max(run.bytes_before - self._database.size_on_disk().total, 0)
+        except OSError:
+            return None
 
     async def _evict(self, run: Run) -> None:
+        run.bytes_before = self._database.size_on_disk().total
         # What was used a moment ago is the last to go, and the buffer may still have that to itself.
         await self._buffer.flush()
         if self._max_age_us is not None:

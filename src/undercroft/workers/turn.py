@@ -19,15 +19,33 @@ class Turn:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+        self._asking = asyncio.Lock()
+        self._told = False
+        self._failing: str | None = None
 
     async def wait(self) -> None:
-        """Returns when it is this process's turn. Raises OSError if the file cannot be made."""
-        told = False
-        while not self._taken():
-            if not told:
-                log.info("background_work_elsewhere", lock=str(self._path))
-                told = True
-            await asyncio.sleep(ASK_EVERY_S)
+        """Returns when it is this process's turn. One of those who wait asks for all of them."""
+        async with self._asking:
+            while True:
+                if self._is_ours():
+                    return
+                await asyncio.sleep(ASK_EVERY_S)
+
+    def _is_ours(self) -> bool:
+        """Asks. What the system refuses now it may grant later: no reason to end a process that serves."""
+        try:
+            ours = self._taken()
+        except OSError as error:
+            reason = str(error)
+            if reason != self._failing:
+                log.warning("background_lock_failed", lock=str(self._path), error=reason)
+            self._failing = reason
+            return False
+        self._failing = None
+        if not ours and not self._told:
+            log.info("background_work_elsewhere", lock=str(self._path))
+            self._told = True
+        return ours
 
     def _taken(self) -> bool:
         if self._descriptor is not None:
