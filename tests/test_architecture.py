@@ -20,7 +20,7 @@ LAYERS = (
     ("buffers",),
     ("s3.transfers", "key_values", "telemetry", "settings_sections"),
     ("artifacts", "config"),
-    ("hydration",),
+    ("hydration", "multipart"),
     ("s3.transfer_worker", "read_through", "workers"),
     ("api",),
     ("server", "background"),

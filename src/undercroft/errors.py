@@ -69,6 +69,14 @@ class BadRequestError(UndercroftError):
     """A parameter or a body of a request is missing or malformed."""
 
 
+class UnknownUploadError(UndercroftError):
+    """There is no such upload in parts: completed, removed, of another project, or never begun."""
+
+
+class PartsTooLargeError(UndercroftError):
+    """The parts of an upload have more bytes together than the node accepts for one artifact."""
+
+
 class ObjectStoreError(UndercroftError):
     """The object store could not be asked, or did not do what it was asked: nothing is known.
 

@@ -10,6 +10,7 @@ from undercroft.api.gradle import GradleApi
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
 from undercroft.api.tuist import TuistApi
+from undercroft.api.tuist_module import TuistModuleApi
 
 
 class DialectApi(Protocol):
@@ -27,11 +28,14 @@ class Dialect(NamedTuple):
     answers: Answers
 
 
+TUIST = Answers(full_now=507, too_large=413, refused=400, busy=503)
+
 # Bazel repeats 5xx five times with growing pauses, so it gets a 4xx for what will not get better soon;
 # Gradle turns its cache off at whatever it does not know, and forgives 413.
 # fmt: off
 DIALECTS = (
-    Dialect(b"/api/cache/", TuistApi, Answers(full_now=507, too_large=413, refused=400, busy=503)),
+    Dialect(b"/api/cache/", TuistApi, TUIST),
+    Dialect(b"/api/cache/module/", TuistModuleApi, TUIST),
     Dialect(b"/gradle/", GradleApi, Answers(full_now=413, too_large=413, refused=413, busy=413)),
     Dialect(b"/bazel/", BazelApi, Answers(full_now=413, too_large=413, refused=413, busy=413, mismatch=400)),
     Dialect(b"/ccache/", CcacheApi, Answers(full_now=413, too_large=413, refused=413, busy=413)),

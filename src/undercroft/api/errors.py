@@ -54,6 +54,11 @@ def status_of(error: Exception, answers: Answers, method: str) -> int:
             status = answers.too_slow
         case errors.DigestMismatchError():
             status = answers.mismatch
+        case errors.UnknownUploadError():
+            status = 404
+        case errors.PartsTooLargeError():
+            # Only Tuist sends parts. 413 is its answer to one that is too large by itself.
+            status = 422
         case errors.TooLargeError():
             status = answers.too_large
         case errors.CapacityError():

@@ -149,7 +149,7 @@ class TuistApi:
     async def post_cas(self, request: Request) -> None:
         """Stores a CAS artifact unless it is there."""
         key = _artifact(request, "xcode", "id")
-        await self.cas.store_unless_there(request, key, _checksum(request))
+        await self.cas.store_unless_there(request, key, checksum_in(request))
         await responses.empty(request, 204)
 
     async def get_gradle(self, request: Request) -> None:
@@ -159,7 +159,7 @@ class TuistApi:
     async def put_gradle(self, request: Request) -> None:
         """Stores a Gradle entry unless it is there."""
         key = _artifact(request, "gradle", "key")
-        stored = await self.gradle.store_unless_there(request, key, _checksum(request))
+        stored = await self.gradle.store_unless_there(request, key, checksum_in(request))
         await responses.empty(request, 201 if stored is Stored.CREATED else 200)
 
 
@@ -183,11 +183,15 @@ def _artifact(request: Request, kind: str, parameter: str) -> str:
     return artifact_key(account, project, kind, _component(request, parameter))
 
 
-def _checksum(request: Request) -> str | None:
+def checksum_in(request: Request) -> str | None:
+    """The digest that the client announced for its body, if it did. Raises `BadRequestError`."""
     header = request.headers.get(CHECKSUM)
-    if header is None:
-        return None
-    checksum = header.decode("latin-1").lower()
-    if _CHECKSUM.fullmatch(checksum) is None:
-        raise BadRequestError(f"{CHECKSUM.decode()} is {checksum[:80]!r}: 64 hex digits are needed")
-    return checksum
+    return None if header is None else checksum(header.decode("latin-1"), CHECKSUM.decode())
+
+
+def checksum(text: str, what: str) -> str:
+    """A SHA-256 in lower case; `what` names it in the error. Raises `BadRequestError`."""
+    digits = text.lower()
+    if _CHECKSUM.fullmatch(digits) is None:
+        raise BadRequestError(f"{what} is {digits[:80]!r}: 64 hex digits are needed")
+    return digits
