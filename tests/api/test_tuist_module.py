@@ -16,9 +16,10 @@ import pytest
 from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
 from tests.support.node_process import node_process
-from tests.support.served_node import PATIENCE_S, ServedNode
+from tests.support.served_node import PATIENCE_S, ServedNode, served_node
 from undercroft.api import app
 from undercroft.api.request import Receive, Request, Scope, Send
+from undercroft.errors import CommitTimeoutError
 
 from .conftest import OpenNode
 from .dialects import QUERY
@@ -446,6 +447,23 @@ async def test_two_uploads_of_one_module(served: ServedNode, modules: Modules) -
     assert served.node.capacity.used == len(DATA)
 
 
+async def test_stored_already_is_said_only_where_that_can_be_relied_on(
+    served: ServedNode, modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await modules.store()
+    with monkeypatch.context() as patch:
+        # Its project is being cleaned.
+        patch.setattr(served.node.artifacts, "is_doomed", lambda _key: True)
+        assert await modules.start() is not None
+
+    async def late(_key: str) -> None:
+        raise CommitTimeoutError("its row is not committed yet")
+
+    monkeypatch.setattr(served.node.artifacts, "settled", late)
+    answer = await served.client.post(modules.url("start", hash="abcdef", name="A.zip"))
+    assert (answer.status_code, set(answer.json())) == (503, {"message"})
+
+
 async def test_damaged_module_is_healed_by_another_upload(served: ServedNode, modules: Modules) -> None:
     await modules.store()
     (file,) = (path for path in (served.folder / "artifacts").rglob("*") if path.is_file())
@@ -469,6 +487,14 @@ async def test_idle_upload_is_removed(open_node: OpenNode) -> None:
     assert (await modules.complete(upload, 1)).status_code == 404
     await served.assert_nothing_stored()
     assert open_files(served.folder / "artifacts") == []
+
+
+async def test_a_stop_gives_everything_back(tmp_path: Path) -> None:
+    async with served_node(tmp_path / "data") as served:
+        modules = Modules(served.client)
+        await modules.part(await modules.start(), 1, DATA)
+    assert (served.node.multipart.parts, served.node.capacity.reserved) == (0, 0)
+    assert temporary_files(served.folder) == []
 
 
 @pytest.mark.system
