@@ -1,6 +1,7 @@
 """Tuist's cache API: key values, CAS artifacts and Gradle entries, with the project in the query."""
 
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -8,7 +9,7 @@ from undercroft.api import responses
 from undercroft.api.artifact_routes import FOUND, NOT_STORED
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
-from undercroft.api.routing import Route
+from undercroft.api.routing import COMPONENT, JSON, OCTETS, Route
 from undercroft.api.services import Services
 from undercroft.api.tuist_project import HANDLES, project_in
 from undercroft.artifacts import Stored
@@ -34,7 +35,9 @@ NOT_STORED_NOW = {
 
 FOUND_OR_ELSEWHERE = {**FOUND, 307: "in the object store, at the location given"}
 
-OCTETS = "application/octet-stream"
+ANNOUNCED = {CHECKSUM.decode(): {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}}
+
+Name = Annotated[str, msgspec.Meta(extra_json_schema=dict(COMPONENT))]
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -46,8 +49,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 class KeyValuePut(msgspec.Struct, frozen=True, gc=False):
     """The body of a key value PUT."""
 
-    cas_id: str
-    entries: list[Entry]
+    cas_id: Name
+    entries: Annotated[list[Entry], msgspec.Meta(extra_json_schema={"minItems": 1})]
 
 
 class Payload(msgspec.Struct, frozen=True, gc=False):
@@ -87,13 +90,13 @@ class TuistApi:
             503: "not stored, try again",
         }
         one = "/api/cache/keyvalue/{cas_id}"
-        body = "application/json"
+        put = "/api/cache/keyvalue"
+        replace, fetch = "Replace the values of a key", "Fetch the values of a key"
+        found = {200: Payload}
         return [
-            Route(
-                "PUT", "/api/cache/keyvalue", self.put, "Replace the values of a key", stored, HANDLES, body
-            ),
-            Route("GET", one, self.get, "Fetch the values of a key", values, HANDLES),
-            Route("PUT", one, self.get, "Fetch the values of a key, as an old client does", values, HANDLES),
+            Route("PUT", put, self.put, replace, stored, HANDLES, JSON, accepts=KeyValuePut),
+            Route("GET", one, self.get, fetch, values, HANDLES, returns=found),
+            Route("PUT", one, self.get, f"{fetch}, as an old client does", values, HANDLES, returns=found),
         ]
 
     def _cas_routes(self) -> list[Route]:
@@ -102,7 +105,16 @@ class TuistApi:
         return [
             Route("GET", path, self.get_cas, "Fetch a CAS artifact", FOUND_OR_ELSEWHERE, HANDLES),
             Route("HEAD", path, self.get_cas, "Ask for a CAS artifact", FOUND, HANDLES),
-            Route("POST", path, self.post_cas, "Store a CAS artifact", stored, HANDLES, OCTETS),
+            Route(
+                "POST",
+                path,
+                self.post_cas,
+                "Store a CAS artifact",
+                stored,
+                HANDLES,
+                OCTETS,
+                headers=ANNOUNCED,
+            ),
         ]
 
     def _gradle_routes(self) -> list[Route]:
@@ -111,7 +123,16 @@ class TuistApi:
         return [
             Route("GET", path, self.get_gradle, "Fetch a Gradle entry", FOUND_OR_ELSEWHERE, HANDLES),
             Route("HEAD", path, self.get_gradle, "Ask for a Gradle entry", FOUND, HANDLES),
-            Route("PUT", path, self.put_gradle, "Store a Gradle entry", stored, HANDLES, OCTETS),
+            Route(
+                "PUT",
+                path,
+                self.put_gradle,
+                "Store a Gradle entry",
+                stored,
+                HANDLES,
+                OCTETS,
+                headers=ANNOUNCED,
+            ),
         ]
 
     # --- key values -------------------------------------------------------------------------------

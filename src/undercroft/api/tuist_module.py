@@ -1,6 +1,7 @@
 """Tuist's modules: built frameworks, fetched whole and uploaded in parts."""
 
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -8,9 +9,16 @@ from undercroft.api import responses
 from undercroft.api.artifact_routes import FOUND
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request, parse_query
-from undercroft.api.routing import Route
+from undercroft.api.routing import JSON, OCTETS, Route
 from undercroft.api.services import Services
-from undercroft.api.tuist import CHECKSUM, FOUND_OR_ELSEWHERE, NOT_STORED_NOW, OCTETS, checksum, checksum_in
+from undercroft.api.tuist import (
+    ANNOUNCED,
+    CHECKSUM,
+    FOUND_OR_ELSEWHERE,
+    NOT_STORED_NOW,
+    checksum,
+    checksum_in,
+)
 from undercroft.api.tuist_project import HANDLES, project_in
 from undercroft.errors import BadRequestError
 from undercroft.multipart import Owner
@@ -23,16 +31,42 @@ COMPLETE_MAX_BYTES = 1 << 20
 
 DEFAULT_CATEGORY = "builds"
 
+CATEGORY = ("cache_category",)
+
 _PART_NUMBER = re.compile(r"[0-9]{1,5}")
 
-NO_SUCH_UPLOAD = "no such upload: completed, removed after a pause, of another project, or never begun"
+NUMBER = {"type": "integer", "minimum": 1, "maximum": MAX_PART_NUMBER}
+
+BEGUN = {
+    200: "the id of the upload; null when the module is stored already",
+    400: "bad parameters",
+    503: "try again",
+    507: "no room for another upload now",
+}
+NOT_TAKEN = {
+    **NOT_STORED_NOW,
+    404: "no such upload: completed, removed after a pause, of another project, or never begun",
+}
+TAKEN = {204: "here", **NOT_TAKEN, 422: "not the announced checksum, or all parts together too large"}
+COMPLETED = {204: "stored, or already there", **NOT_TAKEN, 400: "not the parts that arrived: try again"}
+
+
+# For the document only: what is wrong with a body is told in words of our own.
+PartNumber = Annotated[int, msgspec.Meta(extra_json_schema=NUMBER)]
+Digest = Annotated[str, msgspec.Meta(extra_json_schema=ANNOUNCED[CHECKSUM.decode()])]
 
 
 class Complete(msgspec.Struct, frozen=True, gc=False):
     """The body that completes an upload."""
 
-    parts: list[int]
-    checksum_sha256: str | None = None
+    parts: list[PartNumber]
+    checksum_sha256: Digest | None = None
+
+
+class Begun(msgspec.Struct, frozen=True, gc=False):
+    """The answer to who begins an upload."""
+
+    upload_id: str | None
 
 
 _decoder = msgspec.json.Decoder(Complete)
@@ -54,33 +88,47 @@ class TuistModuleApi:
         there = {204: "on disk or in the object store", 400: FOUND[400], 404: FOUND[404]}
         named = (*HANDLES, "hash", "name")
         return [
-            Route("GET", one, self.get, "Fetch a module", FOUND_OR_ELSEWHERE, named),
-            Route("HEAD", one, self.head, "Ask for a module", there, named),
+            Route("GET", one, self.get, "Fetch a module", FOUND_OR_ELSEWHERE, named, optional=CATEGORY),
+            Route("HEAD", one, self.head, "Ask for a module", there, named, optional=CATEGORY),
             *self._multipart_routes(named),
         ]
 
     def _multipart_routes(self, named: tuple[str, ...]) -> list[Route]:
-        begun = {
-            200: "the id of the upload; null when the module is stored already",
-            400: "bad parameters",
-            503: "try again",
-            507: "no room for another upload now",
-        }
-        not_taken = {**NOT_STORED_NOW, 404: NO_SUCH_UPLOAD}
-        taken = {204: "here", **not_taken, 422: "not the announced checksum, or all parts together too large"}
-        completed = {
-            204: "stored, or already there",
-            **not_taken,
-            400: "not the parts that arrived: try again",
-        }
         path = "/api/cache/module/"
         numbered = (*HANDLES, "upload_id", "part_number")
         ended = (*HANDLES, "upload_id")
-        body = "application/json"
         return [
-            Route("POST", f"{path}start", self.start, "Begin the upload of a module", begun, named),
-            Route("POST", f"{path}part", self.part, "Send a part of a module", taken, numbered, OCTETS),
-            Route("POST", f"{path}complete", self.complete, "Store a module", completed, ended, body),
+            Route(
+                "POST",
+                f"{path}start",
+                self.start,
+                "Begin the upload of a module",
+                BEGUN,
+                named,
+                optional=CATEGORY,
+                returns={200: Begun},
+            ),
+            Route(
+                "POST",
+                f"{path}part",
+                self.part,
+                "Send a part of a module",
+                TAKEN,
+                numbered,
+                OCTETS,
+                schemas={"part_number": NUMBER},
+                headers=ANNOUNCED,
+            ),
+            Route(
+                "POST",
+                f"{path}complete",
+                self.complete,
+                "Store a module",
+                COMPLETED,
+                ended,
+                JSON,
+                accepts=Complete,
+            ),
         ]
 
     # --- asking -----------------------------------------------------------------------------------
@@ -103,7 +151,7 @@ class TuistModuleApi:
         key = _key(request)
         there = await self._modules.is_stored(request, key)
         upload_id = None if there else self._uploads.start(_owner(request), scoped_key(key, request.scope))
-        await responses.json(request, 200, {"upload_id": upload_id})
+        await responses.json(request, 200, Begun(upload_id))
 
     async def part(self, request: Request) -> None:
         """Takes a part in."""
