@@ -20,7 +20,7 @@ LAYERS = (
     ("buffers",),
     ("s3.transfers", "key_values", "telemetry", "settings_sections"),
     ("artifacts", "config", "auth"),
-    ("hydration",),
+    ("hydration", "multipart"),
     ("s3.moves",),
     ("s3.transfer_worker", "read_through", "workers"),
     ("api",),

@@ -20,10 +20,10 @@ from undercroft.database import Database
 from undercroft.errors import CapacityError
 from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Reservation
-from undercroft.storage.disk import Disk, OpenFile, is_full, sha256_of
+from undercroft.storage.disk import Disk, OpenFile, sha256_of
 from undercroft.storage.disk_threads import DiskThreads
 from undercroft.storage.key_locks import KeyLocks
-from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Upload, nobody
+from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Upload, nobody, told_of_no_room
 from undercroft.storage.verified_files import VerifiedFiles
 
 log = structlog.get_logger(__name__)
@@ -261,29 +261,26 @@ class CacheArtifacts:
         nothing is stored, but for `CommitTimeoutError`: the artifact is there, its row may be late.
         """
         arrival = Arrival(key, self.new_upload(), replace, expected_sha256, origin)
-        taken = await self.take_in(arrival, chunks, declared_size)
-        if self._waits:
-            await self._committed(taken.row, taken.upload)
-        return taken.stored
+        return await self.acknowledged(await self.take_in(arrival, chunks, declared_size))
 
     async def settled(self, key: str) -> None:
         """Returns when what is known of the key is acknowledged: who is told "it is there" may rely on it.
 
         Raises like `SQLiteBuffer.committed`.
         """
-        if self._waits:
-            taken = self._taken_before(key)
-            await self._committed(taken.row, taken.upload)
+        await self.acknowledged(self._taken_before(key))
 
     def _taken_before(self, key: str) -> Taken:
         upload = self._transfers.ticket_of_upload(key) if self._transfers is not None else None
         return Taken(Stored.EXISTS, self._buffer.ticket_of(key), upload)
 
-    async def _committed(self, row: Ticket | None, upload: Ticket | None) -> None:
-        if row is not None:
-            await self._buffer.committed(row)
-        if upload is not None and self._transfers is not None:
-            await self._transfers.committed(upload)
+    async def acknowledged(self, taken: Taken) -> Stored:
+        """Returns when it is durable by the rule of `ack`; raises like `SQLiteBuffer.committed`."""
+        if self._waits and taken.row is not None:
+            await self._buffer.committed(taken.row)
+        if self._waits and taken.upload is not None and self._transfers is not None:
+            await self._transfers.committed(taken.upload)
+        return taken.stored
 
     def new_upload(self) -> Upload:
         """Something to receive an artifact in, for `take_in`."""
@@ -294,19 +291,16 @@ class CacheArtifacts:
         upload = arrival.upload
         with Reservation(self._capacity) as room:
             try:
-                await self._grow(room, size or 0)
-                await self._receive(arrival, chunks, room)
-                return await self._publish(arrival, room)
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                raise CapacityError(f"no room on the disk for {upload.size} bytes now: {error}") from error
+                with told_of_no_room(upload):
+                    await self.grow(room, size or 0)
+                    await self.receive(arrival, chunks, room)
+                    return await self.publish(arrival, room)
             finally:
                 if upload.on_disk:
                     # To free a large file takes its time.
                     await self.threads.run(upload.discard)
 
-    async def _grow(self, room: Reservation, size: int) -> None:
+    async def grow(self, room: Reservation, size: int) -> None:
         """Holds so many bytes more, after an eviction if need be."""
         while True:
             try:
@@ -318,17 +312,19 @@ class CacheArtifacts:
             else:
                 return
 
-    async def _receive(self, arrival: Arrival, chunks: AsyncIterator[bytes], room: Reservation) -> None:
+    async def receive(self, arrival: Arrival, chunks: AsyncIterator[bytes], room: Reservation) -> None:
+        """Takes the bytes in, each after there is room for it; some may wait in memory."""
         upload = arrival.upload
         async for chunk in chunks:
             spool_is_full = upload.add(chunk)
             if upload.size > room.size:
-                await self._grow(room, upload.size - room.size)
+                await self.grow(room, upload.size - room.size)
             if spool_is_full:
                 room.wrote(await self.threads.run(upload.write_out))
                 arrival.on_written()
 
-    async def _publish(self, arrival: Arrival, room: Reservation) -> Taken:
+    async def publish(self, arrival: Arrival, room: Reservation) -> Taken:
+        """Gives what was received in `room` its name and its row; the caller discards what is left."""
         key, upload = arrival.key, arrival.upload
         async with self.alone(key):
             # Before a file is touched: a row that found no room would cost the artifact it replaces.

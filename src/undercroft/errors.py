@@ -85,6 +85,14 @@ class AccessUnknownError(UndercroftError):
     """Whoever knows what a caller may do could not be asked."""
 
 
+class UnknownUploadError(UndercroftError):
+    """There is no such upload in parts: completed, removed, of another project, or never begun."""
+
+
+class PartsTooLargeError(UndercroftError):
+    """The parts of an upload have more bytes together than the node accepts for one artifact."""
+
+
 class ObjectStoreError(UndercroftError):
     """The object store could not be asked, or did not do what it was asked: nothing is known.
 

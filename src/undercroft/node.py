@@ -27,6 +27,7 @@ from undercroft.database.schema import KEY_VALUES, NODE
 from undercroft.errors import ObjectStoreError, RowsLostError
 from undercroft.hydration import HydrationTimes
 from undercroft.key_values import KeyValueStore
+from undercroft.multipart import MultipartUploads
 from undercroft.read_through import ReadThrough, SecondTier
 from undercroft.s3.object_store import ObjectStore, open_object_store
 from undercroft.s3.transfers import S3Transfers
@@ -109,10 +110,12 @@ class Node:
             self.key_value_buffer,
         )
         self.read_through = ReadThrough(self.artifacts, self.telemetry, self._second_tier())
+        self.multipart = MultipartUploads(self.artifacts, self.capacity, self.telemetry, settings.uploads)
         self.prometheus = Prometheus()
         self.buffer_metrics = BufferMetrics(self.prometheus, self.telemetry, self.buffers)
         self.traffic_metrics = TrafficMetrics(self.prometheus, self.telemetry, self.capacity)
-        figures = {**self.background.figures(), **self.read_through.figures()}
+        parts = (self.background, self.read_through, self.multipart)
+        figures = {name: figure for part in parts for name, figure in part.figures().items()}
         self.life_metrics = LifeMetrics(self.prometheus, self.telemetry, figures)
         self.application = Application(self._routes(), self._gate())
         self.server: HttpServer | None = None
@@ -159,6 +162,7 @@ class Node:
             self.telemetry,
             self.settings.uploads,
             self.disk.artifacts,
+            self.multipart,
         )
         health = HealthApi(
             self._checks(),
@@ -209,6 +213,7 @@ class Node:
         # After the replay: it reads how much all rows say there is.
         self.artifacts.open()
         await self.background.start(self.supervisor)
+        self.supervisor.start_background("uploads in parts", self.multipart.run())
         # At once, not when the worker gets its turn: who reads "listening" may connect.
         self.server.listen()
         self.supervisor.start("http server", self.server.run())
@@ -236,10 +241,11 @@ class Node:
             if self.server is not None:
                 await self.server.stop(self.settings.http.stop_grace_ms)
         finally:
-            # What makes more work for the rest: background workers, artifacts on their way here.
+            # What makes more work for the rest: background workers, artifacts on their way here or half here.
             await self.supervisor.stop_background()
             await self.background.stop()
             await self.read_through.stop()
+            await self.multipart.stop()
             # Then the buffers, all at once: each has `shutdown_ms` to commit or spill what it accepted.
             # An error of one must not cut off the others.
             lost = await asyncio.gather(*(self._close(buffer) for buffer in self.buffers))

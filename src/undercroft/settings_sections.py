@@ -261,6 +261,11 @@ class UploadsSection(Section):
     )
     webdav_max_bytes: Bytes = Field(ByteSize(512 << 20), description="WebDAV (sccache) artifact (bytes)")
     nx_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Nx artifact (bytes)")
+    module_part_max_bytes: Bytes = Field(ByteSize(10 << 20), description="part of a Tuist module (bytes)")
+    module_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Tuist module in all its parts (bytes)")
+    multipart_idle_ms: Count = Field(
+        300_000, description="how long an upload in parts may pause before it is removed (ms)"
+    )
     read_timeout_ms: Count = Field(30_000, description="longest pause inside a body before 408 (ms)")
 
 

@@ -13,6 +13,9 @@ from openapi_spec_validator import validate
 
 from tests.support.disk_faults import Fault
 from tests.support.served_node import ServedNode
+from undercroft.api.errors import Answers
+from undercroft.api.openapi import openapi
+from undercroft.api.request import Request
 from undercroft.api.routing import Route
 from undercroft.buffers import SQLiteBuffer
 
@@ -231,7 +234,56 @@ async def test_document_is_valid_openapi_and_lists_exactly_the_routes(served: Se
 async def test_document_names_parameters_and_answers(served: ServedNode) -> None:
     paths = (await served.client.get("/api/spec")).json()["paths"]
     post = paths["/api/cache/cas/{id}"]["post"]
-    places = {(parameter["name"], parameter["in"]) for parameter in post["parameters"]}
-    assert places == {("id", "path"), ("account_handle", "query"), ("project_handle", "query")}
-    assert set(post["responses"]) == {"204", "400", "408", "413", "422", "503", "507"}
+    places = {(one["name"], one["in"], one["required"]) for one in post["parameters"]}
+    assert places == {
+        ("id", "path", True),
+        ("account_handle", "query", True),
+        ("project_handle", "query", True),
+        ("tuist-checksum-sha256", "header", False),
+    }
+    assert set(post["responses"]) == {"204", "400", "401", "403", "408", "413", "422", "503", "507"}
     assert "application/octet-stream" in post["requestBody"]["content"]
+    message = {"schema": {"$ref": "#/components/schemas/Message"}}
+    assert post["responses"]["413"]["content"] == {"application/json": message}
+    assert "content" not in post["responses"]["204"]
+    head = paths["/api/cache/module/{id}"]["head"]
+    assert {one["name"]: one["required"] for one in head["parameters"]} == {
+        "id": True,
+        "account_handle": True,
+        "project_handle": True,
+        "hash": True,
+        "name": True,
+        "cache_category": False,
+    }
+    put = paths["/api/cache/keyvalue"]["put"]["requestBody"]
+    assert put["required"]
+    assert put["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/KeyValuePut"}
+
+
+async def test_operations_have_names_of_their_own(served: ServedNode) -> None:
+    paths = (await served.client.get("/api/spec")).json()["paths"]
+    names = [operation["operationId"] for item in paths.values() for operation in item.values()]
+    assert len(set(names)) == len(names)
+    assert paths["/api/cache/cas/{id}"]["post"]["operationId"] == "post_api_cache_cas_id"
+
+
+async def test_a_tool_with_errors_of_its_own_form_has_them_documented(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing(_request: Request) -> None:
+        pass
+
+    def documented(render: Callable[[int, str], tuple[bytes, bytes]]) -> Any:
+        answers = Answers(full_now=412, too_large=413, refused=412, busy=412, render=render)
+        monkeypatch.setattr("undercroft.api.openapi.answers_for", lambda _path: answers)
+        document = openapi([Route("PUT", "/x/{key}", nothing, "Store", {200: "stored", 412: "no room"})])
+        validate(document)
+        return document["paths"]["/x/{key}"]["put"]["responses"]["412"]["content"]
+
+    text = documented(lambda _status, why: (why.encode(), b"text/plain; charset=utf-8"))
+    assert set(text) == {"application/json", "text/plain"}
+    json = documented(
+        lambda _status, why: (b'{"error":{"code":"full","message":"%s"}}' % why.encode(), b"application/json")
+    )
+    (_, own) = json["application/json"]["schema"]["anyOf"]
+    assert own["properties"]["error"]["required"] == ["code", "message"]

@@ -90,6 +90,10 @@ TUIST_PATHS = [
     ("GET", "cas/k"),
     ("POST", "cas/k"),
     ("PUT", "gradle/k"),
+    ("GET", "module/k"),
+    ("POST", "module/start"),
+    ("POST", "module/part"),
+    ("POST", "module/complete"),
 ]
 
 

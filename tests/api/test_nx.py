@@ -19,7 +19,7 @@ async def test_entries_never_change(served: ServedNode) -> None:
     stored = await served.client.put(PATH, content=DATA)
     assert (stored.status_code, stored.content) == (200, b"")
     again = await served.client.put(PATH, content=b"other")
-    assert (again.status_code, again.content) == (409, b"")
+    assert (again.status_code, again.content) == (409, b"it is stored already")
     got = await served.client.get(PATH)
     assert (got.status_code, got.content) == (200, DATA)
 

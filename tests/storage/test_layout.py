@@ -14,6 +14,7 @@ from undercroft.storage.layout import (
     artifact_key,
     artifact_path,
     key_value_key,
+    module_key,
     safe_component,
     safe_handle,
 )
@@ -139,6 +140,32 @@ def test_shape_of_the_key() -> None:
 )
 def test_pairs_of_short_and_dotted_ids(identifier: str, pairs: str) -> None:
     assert artifact_key("a", "p", "k", identifier) == f"a/p/k/{pairs}/{identifier}"
+
+
+@pytest.mark.parametrize(
+    ("identifier", "pairs"), [("abcdef", "ab/cd"), ("a", "a_/__"), ("abc", "ab/c_"), ("...", "__/__")]
+)
+def test_key_of_a_module(identifier: str, pairs: str) -> None:
+    key = module_key("acc", "proj", "builds", identifier, "A B.zip")
+    assert key == f"acc/proj/module/builds/{pairs}/{identifier}/A B.zip"
+
+
+@pytest.mark.parametrize("value", UNSAFE.values(), ids=UNSAFE)
+def test_unsafe_component_of_a_module_is_refused(value: str) -> None:
+    with pytest.raises(InvalidKeyError, match="cache_category"):
+        module_key("acc", "proj", value, "hash", "name")
+    with pytest.raises(InvalidKeyError, match="hash"):
+        module_key("acc", "proj", "builds", value, "name")
+    with pytest.raises(InvalidKeyError, match="name"):
+        module_key("acc", "proj", "builds", "hash", value)
+
+
+@given(SHORT_IDS, SHORT_IDS, SHORT_IDS, SHORT_IDS)
+def test_modules_never_share_a_path_or_stand_in_each_others_way(a: str, b: str, c: str, d: str) -> None:
+    first, second = module_key("a", "p", a, b, c), module_key("a", "p", b, a, d)
+    assert (first == second) == ((a, b, c) == (b, a, d))
+    assert not second.startswith(first + "/")
+    assert len(first.split("/")) == 8
 
 
 @given(SAFE, SAFE, SAFE)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from undercroft.errors import InvalidKeyError
 from undercroft.storage import tree
 from undercroft.storage.disk_threads import DiskThreads
-from undercroft.storage.layout import artifact_key, safe_component, safe_handle
+from undercroft.storage.layout import artifact_key, module_key, safe_component, safe_handle, scoped_key
 from undercroft.storage.tree import Listing, TreeWalk, is_artifact_key, may_hold_artifacts, remove_if_unused
 
 KEYS = [
@@ -22,6 +22,9 @@ KEYS = [
     "acc/proj/xcode/a_/__/a",
     "acc/proj/bazel_ac/@linux/00/11/0011",
     "acc/proj/bazel_ac/@x/00/11/0011",
+    "acc/proj/module/builds/ab/cd/abcdef/A.zip",
+    "acc/proj/module/builds/ab/cd/abcdef/B.zip",
+    "acc/proj/~forks/module/zz/a_/__/a/ab",
     "acc/other/ccache/zz/zz/zzzz",
     "bcc/proj/gradle/é_/__/é",
 ]
@@ -127,9 +130,30 @@ def test_every_key_is_found_again(account: str, project: str, kind: str, name: s
         assert may_hold_artifacts(parts[:depth])
 
 
+@given(NAMES, NAMES, NAMES, st.sampled_from([None, "forks"]))
+def test_every_key_of_a_module_is_found_again(
+    category: str, identifier: str, name: str, scope: str | None
+) -> None:
+    try:
+        key = scoped_key(module_key("acc", "proj", category, identifier, name), scope)
+    except InvalidKeyError:
+        return
+    parts = tuple(key.split("/"))
+    assert is_artifact_key(parts)
+    for depth in range(1, len(parts)):
+        assert may_hold_artifacts(parts[:depth])
+    assert not may_hold_artifacts(parts)
+    assert not is_artifact_key(parts[:-1])
+    assert not is_artifact_key((*parts, "more"))
+
+
 @pytest.mark.parametrize(
     "path",
     [
+        "acc/proj/module/ab/cd/abcdef",
+        "acc/proj/module/builds/ab/cd/abcdef",
+        "acc/proj/module/builds/ab/ce/abcdef/A.zip",
+        "acc/proj/module/builds/more/ab/cd/abcdef/A.zip",
         "acc/proj/xcode/abcdef",
         "acc/proj/xcode/cd/abcdef",
         "acc/proj/xcode/ab/ce/abcdef",
@@ -150,7 +174,16 @@ def test_what_is_no_key(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["Acc", "acc/Proj", "acc/proj/ki\x01nd", "acc/proj/kind/ab/cd/notes", "acc/proj/kind/@group/ab/cd/notes"],
+    [
+        "Acc",
+        "acc/Proj",
+        "acc/proj/ki\x01nd",
+        "acc/proj/kind/ab/cd/notes",
+        "acc/proj/kind/@group/ab/cd/notes",
+        "acc/proj/module/builds/abc",
+        "acc/proj/module/builds/ab/cd/other",
+        "acc/proj/module/builds/ab/cd/abcdef/folder",
+    ],
 )
 def test_what_cannot_hold_artifacts(path: str) -> None:
     assert not may_hold_artifacts(tuple(path.split("/")))
@@ -168,7 +201,16 @@ def age(directory: Path) -> None:
     os.utime(directory, (1, 1))
 
 
-@pytest.mark.parametrize("path", ["acc/proj/xcode/ab", "acc/proj/xcode/ab/cd", "acc/proj/bazel_ac/@x/00/11"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "acc/proj/xcode/ab",
+        "acc/proj/xcode/ab/cd",
+        "acc/proj/bazel_ac/@x/00/11",
+        "acc/proj/module/builds/ab/cd",
+        "acc/proj/module/builds/ab/cd/abcdef",
+    ],
+)
 def test_an_empty_directory_goes_when_it_is_idle(tmp_path: Path, path: str) -> None:
     (tmp_path / path).mkdir(parents=True)
     parts = tuple(path.split("/"))
@@ -179,7 +221,9 @@ def test_an_empty_directory_goes_when_it_is_idle(tmp_path: Path, path: str) -> N
     assert not remove_if_unused(tmp_path, parts, 60)
 
 
-@pytest.mark.parametrize("path", ["lost+found", "ab", "acc/ab", "acc/proj/ab", "acc/proj/xcode/abc"])
+@pytest.mark.parametrize(
+    "path", ["lost+found", "ab", "acc/ab", "acc/proj/ab", "acc/proj/xcode/abc", "acc/proj/module/abc"]
+)
 def test_other_directories_stay(tmp_path: Path, path: str) -> None:
     (tmp_path / path).mkdir(parents=True)
     age(tmp_path / path)

@@ -33,6 +33,30 @@ def test_empty_upload_is_an_empty_file(disk: Disk) -> None:
     upload.discard()
 
 
+def test_paused_upload_goes_on_with_the_bytes_of_others(disk: Disk, tmp_path: Path) -> None:
+    uploads = [Upload(disk) for _ in range(3)]
+    for number, upload in enumerate(uploads):
+        upload.add(b"%d" % number)
+        assert upload.pause(hashlib.sha256(b"%d" % number).hexdigest()) == 1
+    first, *others = uploads
+    first.resume()
+    for other in others:
+        first.append(other)
+        assert not other.on_disk
+    file, _ = first.finish(hashlib.sha256(b"012").hexdigest())
+    assert (Path(file.path).read_bytes(), first.size) == (b"012", 3)
+    first.discard()
+    assert temporary_files(tmp_path) == []
+
+
+def test_pause_checks_the_digest(disk: Disk) -> None:
+    upload = Upload(disk)
+    upload.add(b"x")
+    with pytest.raises(DigestMismatchError):
+        upload.pause("0" * 64)
+    upload.discard()
+
+
 def test_it_is_time_to_write_when_the_spool_is_full(disk: Disk) -> None:
     upload = Upload(disk)
     assert not upload.add(b"x" * (SPOOL_BYTES - 1))

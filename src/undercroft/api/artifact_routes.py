@@ -164,6 +164,19 @@ class ArtifactRoutes:
                 return found
         return None
 
+    async def is_stored(self, request: Request, key: str) -> bool:
+        """Whether there is nothing left to upload; then that counts as an upload of what was there.
+
+        Unlike `exists` it waits until that can be relied on. Raises like `CacheArtifacts.settled`.
+        """
+        if self.artifacts.is_doomed(key) or not await self.exists(request, key):
+            return False
+        with self._told() as upload:
+            for candidate in readable(request, key):
+                await self.artifacts.settled(candidate)
+            upload.result = Stored.EXISTS.value
+        return True
+
     async def delete(self, request: Request, key: str) -> None:
         """Removes what is stored under the key, here and in the object store; nothing is fine as well."""
         await self.lookup.delete(scoped_key(key, request.caller.scope))

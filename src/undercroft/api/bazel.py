@@ -7,7 +7,7 @@ from urllib.parse import quote
 from undercroft.api import responses
 from undercroft.api.artifact_routes import FOUND, NOT_STORED, ArtifactRoutes
 from undercroft.api.request import Request
-from undercroft.api.routing import Route
+from undercroft.api.routing import OCTETS, Route
 from undercroft.api.services import Services
 from undercroft.errors import InvalidKeyError
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
@@ -31,11 +31,12 @@ class BazelApi:
         """The routes of this dialect."""
         path = "/bazel/{account}/{project}/{instance_kind_hash...}"
         stored = {200: "stored", **NOT_STORED, 400: "not a hash, or the body is not what the hash says"}
-        body = "application/octet-stream"
+        what = "a blob (cas) or an action result (ac)"
+        named = {"instance_kind_hash": {"type": "string", "pattern": "^([^/]+/)*(ac|cas)/[0-9a-f]{64}$"}}
         return [
-            Route("GET", path, self.get, "Fetch a blob (cas) or an action result (ac)", FOUND),
-            Route("HEAD", path, self.get, "Ask for a blob (cas) or an action result (ac)", FOUND),
-            Route("PUT", path, self.put, "Store a blob (cas) or an action result (ac)", stored, body=body),
+            Route("GET", path, self.get, f"Fetch {what}", FOUND, schemas=named),
+            Route("HEAD", path, self.get, f"Ask for {what}", FOUND, schemas=named),
+            Route("PUT", path, self.put, f"Store {what}", stored, body=OCTETS, schemas=named),
         ]
 
     async def get(self, request: Request) -> None:

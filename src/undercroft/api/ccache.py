@@ -8,7 +8,7 @@ import re
 from undercroft.api import responses
 from undercroft.api.artifact_routes import FOUND, NOT_STORED
 from undercroft.api.request import Request
-from undercroft.api.routing import Route
+from undercroft.api.routing import OCTETS, Route
 from undercroft.api.services import Services
 from undercroft.artifacts import Stored
 from undercroft.errors import InvalidKeyError
@@ -28,12 +28,12 @@ class CcacheApi:
         path = "/ccache/{account}/{project}/{key...}"
         stored = {200: "replaced", 201: "stored", **NOT_STORED}
         removed = {204: "gone, or was never there", 400: "not a key", 413: "not removed"}
-        body = "application/octet-stream"
+        named = {"key": {"type": "string", "pattern": "^([^/]{1,255}|[^/]{2}/[^/]{1,253}|ac/[0-9a-f]{64})$"}}
         return [
-            Route("GET", path, self.get, "Fetch a ccache entry", FOUND),
-            Route("HEAD", path, self.get, "Ask for a ccache entry", FOUND),
-            Route("PUT", path, self.put, "Store a ccache entry", stored, body=body),
-            Route("DELETE", path, self.delete, "Remove a ccache entry", removed),
+            Route("GET", path, self.get, "Fetch a ccache entry", FOUND, schemas=named),
+            Route("HEAD", path, self.get, "Ask for a ccache entry", FOUND, schemas=named),
+            Route("PUT", path, self.put, "Store a ccache entry", stored, body=OCTETS, schemas=named),
+            Route("DELETE", path, self.delete, "Remove a ccache entry", removed, schemas=named),
         ]
 
     async def get(self, request: Request) -> None:

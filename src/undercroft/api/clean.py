@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
+
 from undercroft.api import responses
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
@@ -11,6 +13,19 @@ from undercroft.workers.clean_jobs import CleanJob
 from undercroft.workers.clean_project import CleanProject
 
 PATH = "/api/cache/clean"
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far the removal of a project has come."""
+
+    state: str
+    requested_at: str
+    finished_at: str | None
+    key_values: int
+    artifacts: int
+    transfers: int
+    objects: int
+    last_error: str | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,15 @@ class CleanApi:
             Route(
                 "DELETE", PATH, self.delete, "Remove everything of a project", taken, HANDLES, right="clean"
             ),
-            Route("GET", PATH, self.get, "How far the removal has come", progress, HANDLES),
+            Route(
+                "GET",
+                PATH,
+                self.get,
+                "How far the removal has come",
+                progress,
+                HANDLES,
+                returns={200: Progress},
+            ),
         ]
 
     async def delete(self, request: Request) -> None:
@@ -48,17 +71,17 @@ class CleanApi:
             await responses.json(request, 200, _progress(job))
 
 
-def _progress(job: CleanJob) -> dict[str, str | int | None]:
-    return {
-        "state": job.stage,
-        "requested_at": _iso(job.requested_at),
-        "finished_at": None if job.finished_at is None else _iso(job.finished_at),
-        "key_values": job.key_values,
-        "artifacts": job.artifacts,
-        "transfers": job.transfers,
-        "objects": job.objects,
-        "last_error": job.last_error,
-    }
+def _progress(job: CleanJob) -> Progress:
+    return Progress(
+        state=job.stage,
+        requested_at=_iso(job.requested_at),
+        finished_at=None if job.finished_at is None else _iso(job.finished_at),
+        key_values=job.key_values,
+        artifacts=job.artifacts,
+        transfers=job.transfers,
+        objects=job.objects,
+        last_error=job.last_error,
+    )
 
 
 def _iso(at: int) -> str:

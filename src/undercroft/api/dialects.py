@@ -12,6 +12,7 @@ from undercroft.api.request import Request
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
 from undercroft.api.tuist import TuistApi
+from undercroft.api.tuist_module import TuistModuleApi
 from undercroft.api.tuist_project import project_in
 from undercroft.api.webdav import WebdavApi
 from undercroft.auth.grants import Project
@@ -45,6 +46,7 @@ TUIST = Answers(full_now=507, too_large=413, refused=400, busy=503, access_unkno
 SOFT = Answers(full_now=413, too_large=413, refused=413, busy=413)
 
 DIALECTS = (
+    Dialect(b"/api/cache/module/", TuistModuleApi, TUIST, project_in),
     Dialect(b"/api/cache/", TuistApi, TUIST, project_in),
     Dialect(b"/gradle/", GradleApi, SOFT._replace(read_only=413)),
     Dialect(b"/bazel/", BazelApi, SOFT._replace(mismatch=400)),

@@ -45,6 +45,10 @@ class Answers(NamedTuple):
     """A caller reads what is not theirs to read."""
     access_unknown: int | None = None
     """Nobody could say what the caller may do; None: as for what is `busy` or `broken`."""
+    unknown_upload: int = 404
+    """There is no such upload in parts."""
+    parts_too_large: int = 422
+    """The parts of an upload are too large together; 413 is for one that is by itself."""
     broken: int = 404
     """A read failed; for a tool that is a miss."""
     strict: bool = False
@@ -68,6 +72,8 @@ KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (errors.ForbiddenError, "forbidden"),
     (errors.BodyTimeoutError, "too_slow"),
     (errors.DigestMismatchError, "mismatch"),
+    (errors.UnknownUploadError, "unknown_upload"),
+    (errors.PartsTooLargeError, "parts_too_large"),
     (errors.TooLargeError, "too_large"),
     (errors.CapacityError, "full_now"),
     (errors.RowRefusedError, "refused"),

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 import apsw
 
-import undercroft
 from undercroft.api import responses
+from undercroft.api.openapi import openapi
 from undercroft.api.request import Request
 from undercroft.api.routing import Endpoint, Route
 from undercroft.auth.grants import Right
@@ -64,14 +64,19 @@ def buffer_check(buffer: SQLiteBuffer[Any, Any]) -> Check:
     return check
 
 
-OPENAPI_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
-
-
-def _get_and_head(
-    path: str, endpoint: Endpoint, summary: str, answers: Mapping[int, str], right: Right = "nothing"
+def _get_and_head(  # noqa: PLR0917  # what a route is made of, in its order
+    path: str,
+    endpoint: Endpoint,
+    summary: str,
+    answers: Mapping[int, str],
+    returns: Any,
+    right: Right = "nothing",
 ) -> list[Route]:
-    """A path for people and probes: some of those ask with HEAD."""
-    return [Route(method, path, endpoint, summary, answers, right=right) for method in ("GET", "HEAD")]
+    """A path for people and probes: some of those ask with HEAD. `returns` is what 200 comes with."""
+    return [
+        Route(method, path, endpoint, summary, answers, returns={200: returns}, right=right)
+        for method in ("GET", "HEAD")
+    ]
 
 
 class HealthApi:
@@ -91,10 +96,11 @@ class HealthApi:
     def routes(self) -> list[Route]:
         """The routes; `/metrics` only if it is served."""
         healthy = {200: "database, disk and buffers work", 503: "something does not; the message says what"}
-        routes = _get_and_head("/up", self.up, "Health", healthy)
+        routes = _get_and_head("/up", self.up, "Health", healthy, responses.Message)
         if self._render_metrics is not None:
             answers = {200: "Prometheus text format", 503: "the node could not gather them"}
-            routes += _get_and_head("/metrics", self.metrics, "Metrics", answers, self._metrics_right)
+            right = self._metrics_right
+            routes += _get_and_head("/metrics", self.metrics, "Metrics", answers, "text/plain", right)
         return routes
 
     async def up(self, request: Request) -> None:
@@ -117,41 +123,9 @@ class SpecApi:
 
     def routes(self) -> list[Route]:
         """The routes of the document."""
-        return _get_and_head("/api/spec", self.spec, "This document", {200: "an OpenAPI document"})
+        answers = {200: "an OpenAPI document", 503: "the node could not make it"}
+        return _get_and_head("/api/spec", self.spec, "This document", answers, dict[str, Any])
 
     async def spec(self, request: Request) -> None:
         """The document."""
         await responses.json(request, 200, openapi(self._routes))
-
-
-def openapi(routes: Sequence[Route]) -> dict[str, Any]:
-    """Routes as an OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.0)."""
-    paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        method = route.method.lower()
-        # WebDAV's methods have no place in OpenAPI 3.1 but that of an extension.
-        field = method if method in OPENAPI_METHODS else f"x-{method}"
-        paths.setdefault(route.path.replace("...}", "}"), {})[field] = _operation(route)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Undercroft", "version": undercroft.__version__},
-        "paths": paths,
-    }
-
-
-def _operation(route: Route) -> dict[str, Any]:
-    names = [part.strip("{}").removesuffix("...") for part in route.path.split("/") if part.startswith("{")]
-    parameters = [_parameter(name, "path") for name in names]
-    parameters += [_parameter(name, "query") for name in route.query]
-    operation: dict[str, Any] = {
-        "summary": route.summary,
-        "parameters": parameters,
-        "responses": {str(status): {"description": text} for status, text in route.answers.items()},
-    }
-    if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {route.body: {}}}
-    return operation
-
-
-def _parameter(name: str, place: str) -> dict[str, Any]:
-    return {"name": name, "in": place, "required": True, "schema": {"type": "string", "minLength": 1}}

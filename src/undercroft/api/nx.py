@@ -12,9 +12,11 @@ from undercroft.api.services import Services
 from undercroft.artifacts import Stored
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 
+TEXT = b"text/plain; charset=utf-8"
+
 
 def _text(_status: int, text: str) -> tuple[bytes, bytes]:
-    return text.encode(), b"text/plain; charset=utf-8"
+    return text.encode(), TEXT
 
 
 NX = Answers(
@@ -65,8 +67,11 @@ class NxApi:
     async def put(self, request: Request) -> None:
         """Stores an artifact unless there is one."""
         stored = await self._entries.store_unless_there(request, _key(request), None)
+        if stored is Stored.EXISTS:
+            await responses.content(request, 409, b"it is stored already", TEXT)
+            return
         # One that was damaged was replaced, which is nothing the client must know.
-        await responses.empty(request, 409 if stored is Stored.EXISTS else 200)
+        await responses.empty(request, 200)
 
 
 def _key(request: Request) -> str:

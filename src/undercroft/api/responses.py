@@ -19,6 +19,12 @@ SEND_TIMEOUT_S = 60
 IMMUTABLE = (b"cache-control", b"public, max-age=31536000, immutable")
 
 
+class Message(msgspec.Struct, frozen=True):
+    """What an error says, and `/up`."""
+
+    message: str
+
+
 async def empty(request: Request, status: int, headers: list[tuple[bytes, bytes]] | None = None) -> None:
     """A status without a body."""
     length = [] if status in (204, 304) else [(b"content-length", b"0")]
@@ -48,7 +54,7 @@ async def message(
     request: Request, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:
     """An error as the contract words it: `{"message": ...}`."""
-    body = msgspec.json.encode({"message": text})
+    body = msgspec.json.encode(Message(text))
     await content(request, status, body, b"application/json", headers)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from undercroft.api.request import Request
@@ -10,6 +10,21 @@ from undercroft.auth.grants import Right
 from undercroft.errors import InvalidKeyError
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[None]]
+
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+
+Schema: TypeAlias = Mapping[str, Any]
+"""A JSON schema."""
+
+# `safe_component` in storage/layout.py, but for the limit, which is in bytes there.
+COMPONENT: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 255,
+    "pattern": r"^[^/\\\u0000-\u001f\u007f-\u009f]+$",
+    "not": {"enum": [".", ".."]},
+}
 
 READS = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
 
@@ -27,9 +42,23 @@ class Route:
     summary: str
     answers: Mapping[int, str]
     query: Sequence[str] = ()
+    """The parameters that must be in the query."""
     body: str | None = None
+    """The type of the request's body."""
     right: Right | None = None
     """What the caller must be allowed to do in the project; by default what the method says."""
+
+    optional: Sequence[str] = ()
+    """The parameters that may be in the query."""
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
+    """JSON schemas of parameters, by name, that are not just any safe component."""
+    headers: Mapping[str, Schema] = field(default_factory=dict)
+    """JSON schemas of headers that may be sent, by name; those of downloads go without saying."""
+    accepts: Any = None
+    """What a JSON body is: a type that msgspec knows."""
+    returns: Mapping[int, Any] = field(default_factory=dict)
+    """What the answer of a status is: a type that msgspec makes JSON of, or a content type. Artifacts and
+    errors go without saying."""
 
     @property
     def needs(self) -> Right:

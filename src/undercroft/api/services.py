@@ -6,6 +6,7 @@ from pathlib import Path
 from undercroft.api.artifact_routes import ArtifactRoutes
 from undercroft.artifacts import CacheArtifacts
 from undercroft.key_values import KeyValueStore
+from undercroft.multipart import MultipartUploads
 from undercroft.read_through import ReadThrough
 from undercroft.settings_sections import UploadsSection
 from undercroft.telemetry.events import Events
@@ -13,7 +14,7 @@ from undercroft.telemetry.events import Events
 
 @dataclass(frozen=True)
 class Services:
-    """Artifacts, key values, and the limits of what may be uploaded."""
+    """Artifacts, key values, uploads in parts, and the limits of what may be uploaded."""
 
     artifacts: CacheArtifacts
     lookup: ReadThrough
@@ -22,6 +23,7 @@ class Services:
     uploads: UploadsSection
     artifacts_root: Path
     """The directory of all artifacts, for a dialect that lists names."""
+    multipart: MultipartUploads
 
     def entries(
         self, tool: str, max_bytes: int, *, replace: bool, redirects: bool = False, surely: bool = False

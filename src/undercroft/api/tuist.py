@@ -1,6 +1,7 @@
 """Tuist's cache API: key values, CAS artifacts and Gradle entries, with the project in the query."""
 
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -8,7 +9,7 @@ from undercroft.api import responses
 from undercroft.api.artifact_routes import FOUND, NOT_STORED
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
-from undercroft.api.routing import Route
+from undercroft.api.routing import COMPONENT, JSON, OCTETS, Route
 from undercroft.api.services import Services
 from undercroft.api.tuist_project import HANDLES, project_in
 from undercroft.artifacts import Stored
@@ -34,7 +35,9 @@ NOT_STORED_NOW = {
 
 FOUND_OR_ELSEWHERE = {**FOUND, 307: "in the object store, at the location given"}
 
-OCTETS = "application/octet-stream"
+ANNOUNCED = {CHECKSUM.decode(): {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}}
+
+Name = Annotated[str, msgspec.Meta(extra_json_schema=dict(COMPONENT))]
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -46,8 +49,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 class KeyValuePut(msgspec.Struct, frozen=True, gc=False):
     """The body of a key value PUT."""
 
-    cas_id: str
-    entries: list[Entry]
+    cas_id: Name
+    entries: Annotated[list[Entry], msgspec.Meta(extra_json_schema={"minItems": 1})]
 
 
 class Payload(msgspec.Struct, frozen=True, gc=False):
@@ -87,19 +90,20 @@ class TuistApi:
             503: "not stored, try again",
         }
         one = "/api/cache/keyvalue/{cas_id}"
-        body = "application/json"
+        put = "/api/cache/keyvalue"
+        replace, fetch = "Replace the values of a key", "Fetch the values of a key"
+        found = {200: Payload}
         return [
-            Route(
-                "PUT", "/api/cache/keyvalue", self.put, "Replace the values of a key", stored, HANDLES, body
-            ),
-            Route("GET", one, self.get, "Fetch the values of a key", values, HANDLES),
+            Route("PUT", put, self.put, replace, stored, HANDLES, JSON, accepts=KeyValuePut),
+            Route("GET", one, self.get, fetch, values, HANDLES, returns=found),
             Route(
                 "PUT",
                 one,
                 self.get,
-                "Fetch the values of a key, as an old client does",
+                f"{fetch}, as an old client does",
                 values,
                 HANDLES,
+                returns=found,
                 right="read",
             ),
         ]
@@ -110,7 +114,16 @@ class TuistApi:
         return [
             Route("GET", path, self.get_cas, "Fetch a CAS artifact", FOUND_OR_ELSEWHERE, HANDLES),
             Route("HEAD", path, self.get_cas, "Ask for a CAS artifact", FOUND, HANDLES),
-            Route("POST", path, self.post_cas, "Store a CAS artifact", stored, HANDLES, OCTETS),
+            Route(
+                "POST",
+                path,
+                self.post_cas,
+                "Store a CAS artifact",
+                stored,
+                HANDLES,
+                OCTETS,
+                headers=ANNOUNCED,
+            ),
         ]
 
     def _gradle_routes(self) -> list[Route]:
@@ -119,7 +132,16 @@ class TuistApi:
         return [
             Route("GET", path, self.get_gradle, "Fetch a Gradle entry", FOUND_OR_ELSEWHERE, HANDLES),
             Route("HEAD", path, self.get_gradle, "Ask for a Gradle entry", FOUND, HANDLES),
-            Route("PUT", path, self.put_gradle, "Store a Gradle entry", stored, HANDLES, OCTETS),
+            Route(
+                "PUT",
+                path,
+                self.put_gradle,
+                "Store a Gradle entry",
+                stored,
+                HANDLES,
+                OCTETS,
+                headers=ANNOUNCED,
+            ),
         ]
 
     # --- key values -------------------------------------------------------------------------------
@@ -161,7 +183,7 @@ class TuistApi:
     async def post_cas(self, request: Request) -> None:
         """Stores a CAS artifact unless it is there."""
         key = _artifact(request, "xcode", "id")
-        await self.cas.store_unless_there(request, key, _checksum(request))
+        await self.cas.store_unless_there(request, key, checksum_in(request))
         await responses.empty(request, 204)
 
     async def get_gradle(self, request: Request) -> None:
@@ -171,7 +193,7 @@ class TuistApi:
     async def put_gradle(self, request: Request) -> None:
         """Stores a Gradle entry unless it is there."""
         key = _artifact(request, "gradle", "key")
-        stored = await self.gradle.store_unless_there(request, key, _checksum(request))
+        stored = await self.gradle.store_unless_there(request, key, checksum_in(request))
         await responses.empty(request, 201 if stored is Stored.CREATED else 200)
 
 
@@ -195,11 +217,15 @@ def _artifact(request: Request, kind: str, parameter: str) -> str:
     return artifact_key(account, project, kind, _component(request, parameter))
 
 
-def _checksum(request: Request) -> str | None:
+def checksum_in(request: Request) -> str | None:
+    """The digest that the client announced for its body, if it did. Raises `BadRequestError`."""
     header = request.headers.get(CHECKSUM)
-    if header is None:
-        return None
-    checksum = header.decode("latin-1").lower()
-    if _CHECKSUM.fullmatch(checksum) is None:
-        raise BadRequestError(f"{CHECKSUM.decode()} is {checksum[:80]!r}: 64 hex digits are needed")
-    return checksum
+    return None if header is None else checksum(header.decode("latin-1"), CHECKSUM.decode())
+
+
+def checksum(text: str, what: str) -> str:
+    """A SHA-256 in lower case; `what` names it in the error. Raises `BadRequestError`."""
+    digits = text.lower()
+    if _CHECKSUM.fullmatch(digits) is None:
+        raise BadRequestError(f"{what} is {digits[:80]!r}: 64 hex digits are needed")
+    return digits

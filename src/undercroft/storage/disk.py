@@ -49,6 +49,23 @@ class TemporaryFile:
         self._hash.update(data)
         self.size += len(data)
 
+    def pause(self) -> None:
+        """Gives the descriptor back; `resume` opens the file again. Idempotent."""
+        self._close()
+
+    def resume(self) -> None:
+        """Opens a paused file to go on at its end; raises OSError."""
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    def append(self, other: "TemporaryFile") -> None:
+        """Adds the bytes of another file, a piece at a time; raises OSError."""
+        end = self.size + other.size
+        with Path(other.path).open("rb", buffering=0) as source:
+            while piece := source.read(READ_BYTES):
+                self.write(piece)
+        if self.size != end:
+            raise OSError(errno.EIO, "the file has not the bytes that were written to it", other.path)
+
     def digest(self) -> str:
         """SHA-256 of what was written, 64 lowercase hex digits."""
         return self._hash.hexdigest()

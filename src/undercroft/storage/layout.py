@@ -10,6 +10,9 @@ from undercroft.errors import InvalidKeyError
 # The longest name the file systems we know take (NAME_MAX of Linux), in bytes.
 MAX_COMPONENT_BYTES = 255
 
+# The one kind whose artifacts lie in a directory of their hash, each under a name of its own.
+MODULE = "module"
+
 # So few characters have at most that many bytes in UTF-8.
 _SURELY_SHORT = MAX_COMPONENT_BYTES // 4 + 1
 
@@ -50,6 +53,16 @@ def artifact_key(account: str, project: str, kind: str, identifier: str, *, grou
     ever empty or `..`, and files and directories never meet at the same depth.
     """
     return "/".join((account, project, kind, *group, _pair(identifier, 0), _pair(identifier, 2), identifier))
+
+
+def module_key(account: str, project: str, category: str, identifier: str, name: str) -> str:
+    """The key `{account}/{project}/module/{category}/{aa}/{bb}/{hash}/{name}`: a hash has several files.
+
+    The handles are checked already, the others are checked here. Raises `InvalidKeyError`.
+    """
+    group = (safe_component(category, "cache_category"),)
+    folder = artifact_key(account, project, MODULE, safe_component(identifier, "hash"), group=group)
+    return f"{folder}/{safe_component(name, 'name')}"
 
 
 def scoped_key(key: str, scope: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from undercroft.errors import InvalidKeyError
 from undercroft.storage.disk_threads import DiskThreads
-from undercroft.storage.layout import artifact_key, safe_component, safe_handle
+from undercroft.storage.layout import MODULE, artifact_key, module_key, safe_component, safe_handle
 
 Parts: TypeAlias = tuple[str, ...]
 """The components of a path below the directory of artifacts."""
@@ -16,6 +16,12 @@ Parts: TypeAlias = tuple[str, ...]
 # account/project/kind/aa/bb/id at least.
 _LEAST_PARTS = 6
 _ABOVE_PAIRS = 3
+
+# Where the kind stands; behind a trust scope it is one further.
+_KIND = 2
+
+# category/aa/bb/hash/name
+_MODULE_PARTS = 5
 
 # No layout of ours is as deep: whatever lies there somebody else has put there.
 MAX_DEPTH = 16
@@ -93,9 +99,12 @@ def _add(listing: Listing, entry: "os.DirEntry[str]") -> None:
 
 
 def is_artifact_key(parts: Parts) -> bool:
-    """Whether `artifact_key` makes a key of these components."""
+    """Whether `artifact_key` or `module_key` makes a key of these components."""
     if len(parts) < _LEAST_PARTS or not _are_safe(parts):
         return False
+    module = _in_module(parts)
+    if module is not None:
+        return _is_module_key(module)
     account, project, kind, *group, _, _, identifier = parts
     return artifact_key(account, project, kind, identifier, group=group) == "/".join(parts)
 
@@ -108,9 +117,32 @@ def may_hold_artifacts(parts: Parts) -> bool:
     """
     if len(parts) > MAX_DEPTH or not _are_safe(parts):
         return False
+    module = _in_module(parts)
+    if module is not None:
+        return len(module) < _MODULE_PARTS and _is_module_folder(module)
     *above, last = parts[_ABOVE_PAIRS:] or ("",)
     below_pairs = len(above) >= 2 and all(map(_is_pair, above[-2:]))
     return not below_pairs or _is_pair(last)
+
+
+def _in_module(parts: Parts) -> Parts | None:
+    """The components behind the kind if that is `module`, of a trust scope or not."""
+    kind = _KIND + (len(parts) > _KIND and parts[_KIND].startswith("~"))
+    return parts[kind + 1 :] if len(parts) > kind and parts[kind] == MODULE else None
+
+
+def _is_module_folder(parts: Parts) -> bool:
+    """Whether `{category}/{aa}/{bb}/{hash}` can begin so."""
+    if len(parts) < _MODULE_PARTS - 1:
+        return all(map(_is_pair, parts[1:]))
+    return _is_module_key((*parts, "name"))
+
+
+def _is_module_key(parts: Parts) -> bool:
+    if len(parts) != _MODULE_PARTS:
+        return False
+    category, _, _, identifier, name = parts
+    return module_key("a", "p", category, identifier, name).split("/")[3:] == list(parts)
 
 
 def _is_pair(name: str) -> bool:
@@ -126,13 +158,21 @@ def _are_safe(parts: Parts) -> bool:
         return False
 
 
+def _is_made_for_a_hash(parts: Parts) -> bool:
+    """Whether the directory is named by a pair of its characters, or by the hash of a module."""
+    module = _in_module(parts)
+    if module is not None and len(module) == _MODULE_PARTS - 1:
+        return _is_module_folder(module)
+    return len(parts) > _ABOVE_PAIRS and _is_pair(parts[-1])
+
+
 def remove_if_unused(root: Path, parts: Parts, idle_seconds: float) -> bool:
-    """Removes an empty directory named by a pair in which nothing has changed for so long. Blocks.
+    """Removes an empty directory made for a hash in which nothing has changed for so long. Blocks.
 
     Only then can it not be one that a writer has just made for its artifact: the writer, who makes
     missing directories once, would find it gone again. Answers whether it was removed.
     """
-    if len(parts) <= _ABOVE_PAIRS or not _is_pair(parts[-1]):
+    if not _is_made_for_a_hash(parts):
         return False
     directory = root.joinpath(*parts)
     with suppress(OSError):  # it is gone, or not empty any more

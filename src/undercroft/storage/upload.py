@@ -1,12 +1,13 @@
 """Bytes on their way in: a small body waits in memory, a large one flows into a temporary file."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from undercroft.errors import DigestMismatchError
-from undercroft.storage.disk import Disk, TemporaryFile
+from undercroft.errors import CapacityError, DigestMismatchError
+from undercroft.storage.disk import Disk, TemporaryFile, is_full
 
 # Handing bytes to a thread costs the same whatever their number. Up to this size a whole
 # upload takes one hand-over; of a larger one no more than this is ever in memory.
@@ -56,6 +57,10 @@ class Upload:
 
         Raises `DigestMismatchError` if the bytes are not those the client announced.
         """
+        file = self._whole(expected_sha256)
+        return file, self._disk.finish(file)
+
+    def _whole(self, expected_sha256: str | None) -> TemporaryFile:
         self.write_out()
         assert self._file is not None  # noqa: S101  # write_out made it
         if expected_sha256 is not None and self._file.digest() != expected_sha256:
@@ -63,13 +68,46 @@ class Upload:
                 f"the body has SHA-256 {self._file.digest()} and was announced with {expected_sha256}: "
                 "nothing was stored"
             )
-        return self._file, self._disk.finish(self._file)
+        return self._file
+
+    def pause(self, expected_sha256: str | None) -> int:
+        """Writes the rest and gives the descriptor back until `resume`; answers how much. Blocks.
+
+        Raises like `finish`, and OSError.
+        """
+        rest = self._spooled
+        self._whole(expected_sha256).pause()
+        return rest
+
+    def resume(self) -> None:
+        """Goes on after a `pause`. Blocks; raises OSError."""
+        assert self._file is not None  # noqa: S101  # pause had it
+        self._file.resume()
+
+    def append(self, other: "Upload") -> None:
+        """Takes over the bytes of a paused upload, and discards it. Blocks; raises OSError."""
+        assert self._file is not None  # noqa: S101  # resume had it
+        assert other._file is not None  # noqa: S101  # it is paused
+        self._file.append(other._file)
+        self.size += other.size
+        other.discard()
 
     def discard(self) -> None:
         """Removes the temporary file. Idempotent."""
         if self._file is not None:
             self._file.discard()
             self._file = None
+
+
+@contextmanager
+def told_of_no_room(upload: Upload) -> Iterator[None]:
+    """Turns what the file system says when it is full into `CapacityError`."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise CapacityError(f"no room on the disk for {upload.size} bytes now: {error}") from error
+        raise
 
 
 def nobody(*_: object) -> None:

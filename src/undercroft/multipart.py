@@ -1,0 +1,349 @@
+"""Uploads in parts: each part waits in a temporary file until all are there and become one artifact.
+
+What is known of them is in memory. After a restart an upload is unknown, and its files were swept.
+"""
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import structlog
+
+from undercroft.artifacts import CacheArtifacts, Stored, Taken
+from undercroft.errors import (
+    BadRequestError,
+    CapacityError,
+    IncompleteBodyError,
+    PartsTooLargeError,
+    UnknownUploadError,
+)
+from undercroft.settings_sections import UploadsSection
+from undercroft.storage.capacity import Capacity, Reservation
+from undercroft.storage.upload import Arrival, Upload, told_of_no_room
+from undercroft.supervisor import Jobs
+from undercroft.telemetry import events
+from undercroft.telemetry.events import Events
+from undercroft.telemetry.life_metrics import Figures
+
+log = structlog.get_logger(__name__)
+
+# The bytes of parts are bounded by the disk. These bound what takes memory however few bytes there are:
+# some 100 MB, and many times what the builds of a day have open at once.
+MAX_UPLOADS = 10_000
+MAX_PARTS = 100_000
+
+TOOL = "module"
+"""The tool whose uploads these are counted as."""
+
+
+# The client left, or the node stops: nothing was wrong with the upload itself.
+GONE = (IncompleteBodyError, asyncio.CancelledError)
+
+
+class Owner(NamedTuple):
+    """Whose an upload is: to everybody else it does not exist."""
+
+    account: str
+    project: str
+    scope: str | None
+    """The trust scope; None is the trusted one."""
+
+
+@dataclass
+class _Part:
+    upload: Upload
+    room: Reservation
+    order: int
+    """Counted up over all parts: of two with the same number the one that began later counts."""
+
+
+@dataclass
+class _Session:
+    owner: Owner
+    key: str
+    used_at: float
+    parts: dict[int, _Part] = field(default_factory=dict)
+    size: int = 0
+    """Bytes of all parts."""
+    requests: int = 0
+    """Parts being sent right now."""
+    completion: "asyncio.Task[Stored] | None" = None
+    asked: tuple[tuple[int, ...], str | None] | None = None
+    """Parts and digest with which it is being completed."""
+    trouble: str = ""
+    """The error that kept the last part from being taken."""
+
+    def size_with(self, number: int, size: int) -> int:
+        """Bytes in all if part `number` had `size` bytes."""
+        older = self.parts.get(number)
+        return self.size + size - (0 if older is None else older.upload.size)
+
+    def check(self, numbers: Sequence[int]) -> None:
+        """Raises `BadRequestError` unless these are exactly the parts that are here."""
+        if not numbers:
+            raise BadRequestError("parts is empty: at least one part makes an artifact")
+        if len(set(numbers)) != len(numbers):
+            raise BadRequestError("a part is listed twice")
+        missing = sorted(set(numbers) - self.parts.keys())
+        unlisted = sorted(self.parts.keys() - set(numbers))
+        if missing or unlisted:
+            raise BadRequestError(
+                f"{len(missing)} of the parts listed did not arrive, the first {missing[:5]}; "
+                f"{len(unlisted)} that did are not listed, the first {unlisted[:5]}"
+            )
+
+
+class MultipartUploads:
+    """All uploads in parts that are going on. Everything is called from the event loop."""
+
+    def __init__(
+        self,
+        artifacts: CacheArtifacts,
+        capacity: Capacity,
+        telemetry: Events,
+        limits: UploadsSection,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`clock` in seconds from any start; `sleep` like that of asyncio."""
+        self._artifacts = artifacts
+        self._capacity = capacity
+        self._telemetry = telemetry
+        self._max_bytes = limits.module_max_bytes
+        self._idle_s = limits.multipart_idle_ms / 1_000
+        self._clock = clock
+        self._sleep = sleep
+        self._sessions: dict[str, _Session] = {}
+        self._orders = itertools.count()
+        self._jobs = Jobs()
+        self.parts = 0
+        """Parts that are here or being sent."""
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def figures(self) -> Figures:
+        """What is asked at each scrape."""
+        return {
+            "undercroft_multipart_uploads": ("Uploads in parts that are going on", lambda: len(self)),
+            "undercroft_multipart_parts": ("Parts that are here or being sent", lambda: self.parts),
+        }
+
+    # --- what clients do --------------------------------------------------------------------------
+
+    def start(self, owner: Owner, key: str) -> str:
+        """Begins an upload; answers its id, which nobody can guess. Raises `CapacityError`."""
+        if len(self._sessions) >= MAX_UPLOADS:
+            raise CapacityError(f"{MAX_UPLOADS} uploads in parts are going on: no room for another one now")
+        upload_id = str(uuid.uuid4())
+        self._sessions[upload_id] = _Session(owner, key, self._clock())
+        return upload_id
+
+    def expect(self, owner: Owner, upload_id: str) -> None:
+        """Raises `UnknownUploadError` unless the upload takes parts: before a body is read for nothing."""
+        self._open_session(owner, upload_id)
+
+    async def put_part(
+        self,
+        owner: Owner,
+        upload_id: str,
+        number: int,
+        chunks: AsyncIterator[bytes],
+        *,
+        declared_size: int | None,
+        expected_sha256: str | None = None,
+    ) -> None:
+        """Takes a part in, in the place of an older one with its number.
+
+        Raises what `chunks` raises, `UnknownUploadError`, `PartsTooLargeError`, `CapacityError`,
+        `DigestMismatchError`, OSError; then an older one stays.
+        """
+        session = self._open_session(owner, upload_id)
+        if self.parts >= MAX_PARTS:
+            raise CapacityError(f"{MAX_PARTS} parts are waiting: no room for another one now")
+        self._check_total(session, number, declared_size or 0)
+        part = _Part(self._artifacts.new_upload(), Reservation(self._capacity), next(self._orders))
+        self.parts += 1
+        with self._in_use(session):
+            try:
+                await self._receive(part, chunks, declared_size, expected_sha256)
+                unneeded = self._take(session, number, part)
+            except BaseException as error:
+                session.trouble = "" if isinstance(error, GONE) else type(error).__name__
+                await self._discard(part)
+                raise
+            session.trouble = ""
+            if unneeded is not None:
+                await self._discard(unneeded)
+
+    async def complete(
+        self, owner: Owner, upload_id: str, numbers: Sequence[int], expected_sha256: str | None
+    ) -> Stored:
+        """Makes the parts one artifact, in the order of their numbers; durable by the rule of `ack`.
+
+        Raises `BadRequestError` if these are not the parts that arrived; then the upload goes on.
+        Whatever else it raises ends it: `UnknownUploadError`, `DigestMismatchError`, `CapacityError`, the
+        errors of a buffer, OSError. It goes on when the caller is cancelled, and is done once: who asks
+        for the same at the same time gets the same result.
+        """
+        session = self._session(owner, upload_id)
+        asked = (tuple(sorted(numbers)), expected_sha256)
+        if session.completion is None:
+            session.check(numbers)
+            session.asked = asked
+            work = self._completed(upload_id, session, expected_sha256)
+            session.completion = self._jobs.start(f"complete {session.key}", work)
+        elif session.asked != asked:
+            raise UnknownUploadError(f"the upload {upload_id} is being completed with other parts")
+        return await asyncio.shield(session.completion)
+
+    def _session(self, owner: Owner, upload_id: str) -> _Session:
+        session = self._sessions.get(upload_id)
+        if session is None or session.owner != owner:
+            raise UnknownUploadError(f"there is no upload {upload_id[:80]!r} in parts: begin a new one")
+        session.used_at = self._clock()
+        return session
+
+    def _open_session(self, owner: Owner, upload_id: str) -> _Session:
+        session = self._session(owner, upload_id)
+        if session.completion is not None:
+            raise UnknownUploadError(f"the upload {upload_id} is being completed")
+        return session
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def _check_total(self, session: _Session, number: int, size: int) -> int:
+        """The bytes of all parts, if part `number` had `size` bytes. Raises `PartsTooLargeError`."""
+        total = session.size_with(number, size)
+        if total > self._max_bytes:
+            raise PartsTooLargeError(
+                f"the parts have {total} bytes together, at most {self._max_bytes} are accepted"
+            )
+        return total
+
+    @contextmanager
+    def _in_use(self, session: _Session) -> Iterator[None]:
+        """While a part is on its way the upload is not idle, however slow that is."""
+        session.requests += 1
+        try:
+            yield
+        finally:
+            session.requests -= 1
+            session.used_at = self._clock()
+
+    async def _receive(
+        self, part: _Part, chunks: AsyncIterator[bytes], size: int | None, expected_sha256: str | None
+    ) -> None:
+        arrival = Arrival("", part.upload, replace=True, expected_sha256=expected_sha256)
+        with told_of_no_room(part.upload):
+            await self._artifacts.grow(part.room, size or 0)
+            await self._artifacts.receive(arrival, chunks, part.room)
+            # An upload may have thousands of parts, so none keeps its descriptor.
+            part.room.wrote(await self._artifacts.threads.run(part.upload.pause, expected_sha256))
+
+    def _take(self, session: _Session, number: int, part: _Part) -> _Part | None:
+        """Puts a part that is here in its place; answers the one of which no more is needed."""
+        if session.completion is not None:
+            raise UnknownUploadError("the upload was completed before this part was here")
+        older = session.parts.get(number)
+        if older is not None and older.order > part.order:
+            return part  # it was sent again meanwhile, and that one was quicker
+        session.size = self._check_total(session, number, part.upload.size)
+        session.parts[number] = part
+        return older
+
+    async def _discard(self, part: _Part) -> None:
+        try:
+            if part.upload.on_disk:
+                await self._artifacts.threads.run(part.upload.discard)
+        except OSError as error:
+            log.warning("part_not_removed", reason=str(error))
+        finally:
+            part.room.release()
+            self.parts -= 1
+
+    # --- completing -------------------------------------------------------------------------------
+
+    async def _completed(self, upload_id: str, session: _Session, expected_sha256: str | None) -> Stored:
+        parts = [session.parts[number] for number in sorted(session.parts)]
+        result, reason = "error", ""
+        try:
+            taken = await self._publish(session.key, parts, expected_sha256)
+            stored = await self._artifacts.acknowledged(taken)
+            result = stored.value
+        except asyncio.CancelledError:
+            result = "cancelled"
+            raise
+        except Exception as error:
+            reason = type(error).__name__
+            raise
+        finally:
+            del self._sessions[upload_id]
+            for part in parts:
+                await self._discard(part)
+            self._tell(session.size, result, reason)
+        return stored
+
+    async def _publish(self, key: str, parts: list[_Part], expected_sha256: str | None) -> Taken:
+        """Moves all parts to the end of the first, one by one, and publishes that.
+
+        The disk never holds more than one part twice, and the first, often the only one, is not copied
+        at all: its digest goes on from where it was.
+        """
+        whole, *others = parts
+        arrival = Arrival(key, whole.upload, replace=False, expected_sha256=expected_sha256)
+        run = self._artifacts.threads.run
+        with told_of_no_room(whole.upload):
+            await run(whole.upload.resume)
+            for part in others:
+                size = part.upload.size
+                await self._artifacts.grow(whole.room, size)
+                await run(whole.upload.append, part.upload)
+                whole.room.wrote(size)
+                part.room.release()
+            return await self._artifacts.publish(arrival, whole.room)
+
+    def _tell(self, size: int, result: str, reason: str) -> None:
+        metadata = {"tool": TOOL, "result": result, "reason": reason}
+        self._telemetry.emit(events.UPLOAD, {"bytes": size}, metadata)
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Removes uploads that nobody goes on with, for ever."""
+        while True:
+            await self._sleep(self._idle_s / 4)
+            removed = await self.remove_idle()
+            if removed:
+                log.info("idle_uploads_removed", uploads=removed)
+
+    async def remove_idle(self) -> int:
+        """Removes the uploads of which nothing was heard for too long; answers how many."""
+        bound = self._clock() - self._idle_s
+        idle = [
+            upload_id
+            for upload_id, session in self._sessions.items()
+            if session.used_at <= bound and session.requests == 0 and session.completion is None
+        ]
+        # All at once, so that none gets a part while the files of another are deleted.
+        await self._abandon([self._sessions.pop(upload_id) for upload_id in idle])
+        return len(idle)
+
+    async def _abandon(self, sessions: list[_Session]) -> None:
+        for session in sessions:
+            for part in session.parts.values():
+                await self._discard(part)
+            # The client left, unless it was the node that did not take its parts.
+            self._tell(0, "error" if session.trouble else "cancelled", session.trouble)
+
+    async def stop(self) -> None:
+        """Ends what is being completed and removes all parts. No request may be going on. Idempotent."""
+        await self._jobs.stop()
+        sessions, self._sessions = list(self._sessions.values()), {}
+        await self._abandon(sessions)
