@@ -255,6 +255,7 @@ class UploadsSection(Section):
     gradle_max_bytes: Bytes = Field(ByteSize(100 << 20), description="Gradle artifact (bytes)")
     bazel_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Bazel action result or blob (bytes)")
     ccache_max_bytes: Bytes = Field(ByteSize(512 << 20), description="ccache entry (bytes)")
+    turborepo_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Turborepo artifact (bytes)")
     read_timeout_ms: Count = Field(30_000, description="longest pause inside a body before 408 (ms)")
 
 

@@ -20,9 +20,19 @@ class DialectCase(NamedTuple):
     tool: str = ""
     limit: str = ""
     """The setting that bounds its bodies."""
+    preamble: bytes = b""
+    """What the node keeps in front of the bytes of an upload without further headers."""
+    digits: int = 1_000
+    """The longest name it takes."""
 
     def path(self, identifier: str) -> str:
-        return self.template.replace("{id}", identifier)
+        return self.template.replace("{id}", identifier[: self.digits])
+
+    def etag(self, data: bytes) -> str:
+        return f'"{hashlib.sha256(self.preamble + data).hexdigest()}"'
+
+    def stored_size(self, data: bytes) -> int:
+        return len(self.preamble + data)
 
     @property
     def names_are_digests(self) -> bool:
@@ -60,8 +70,21 @@ BAZEL_CAS = DialectCase(
 CCACHE = DialectCase(
     "ccache", "/ccache/acc/proj/{id}", "PUT", 201, 200, 413, 413, 422, "ccache", "ccache_max_bytes"
 )
+TURBOREPO = DialectCase(
+    "turborepo",
+    "/turborepo/acc/proj/v8/artifacts/{id}",
+    "PUT",
+    202,
+    202,
+    412,
+    412,
+    tool="turborepo",
+    limit="turborepo_max_bytes",
+    preamble=b"TURBO\0\0\x01\0\0\0\x02{}",
+    digits=16,
+)
 
-DIALECTS = (TUIST_CAS, TUIST_GRADLE, GRADLE, BAZEL_AC, BAZEL_CAS, CCACHE)
+DIALECTS = (TUIST_CAS, TUIST_GRADLE, GRADLE, BAZEL_AC, BAZEL_CAS, CCACHE, TURBOREPO)
 REPLACING = (GRADLE, BAZEL_AC, CCACHE)
 FREE_NAMES = (TUIST_CAS, TUIST_GRADLE, GRADLE, CCACHE)
 """Those whose artifacts may have any safe name."""

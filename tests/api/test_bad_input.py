@@ -140,7 +140,12 @@ COMPONENTS = [
     *((method, dialect.path("{bad}")) for dialect in DIALECTS for method in ("GET", dialect.method)),
     *(
         (method, f"/{tool}/{place}")
-        for tool, rest in (("gradle", "k"), ("ccache", "k"), ("bazel", f"ac/{'0' * 64}"))
+        for tool, rest in (
+            ("gradle", "k"),
+            ("ccache", "k"),
+            ("bazel", f"ac/{'0' * 64}"),
+            ("turborepo", f"v8/artifacts/{'0' * 16}"),
+        )
         for place in (f"{{bad}}/proj/{rest}", f"acc/{{bad}}/{rest}")
         for method in ("GET", "PUT")
     ),

@@ -308,11 +308,12 @@ async def test_downloads(served: ServedNode, tool: str, method: str, path: str) 
     assert part[f"{start}_bytes"] == 2
 
 
-async def test_bazel_and_ccache_have_series_of_ours(served: ServedNode) -> None:
+async def test_tools_without_a_dashboard_have_series_of_ours(served: ServedNode) -> None:
     blob = b"blob"
     for tool, path in (
         ("bazel", f"/bazel/a/p/cas/{hashlib.sha256(blob).hexdigest()}"),
         ("ccache", "/ccache/a/p/k"),
+        ("turborepo", f"/turborepo/a/p/v8/artifacts/{'0' * 16}"),
     ):
 
         async def round_trip(path: str = path) -> None:

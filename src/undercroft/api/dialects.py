@@ -10,6 +10,7 @@ from undercroft.api.gradle import GradleApi
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
 from undercroft.api.tuist import TuistApi
+from undercroft.api.turborepo import TurborepoApi, turborepo_error
 
 
 class DialectApi(Protocol):
@@ -28,13 +29,17 @@ class Dialect(NamedTuple):
 
 
 # Bazel repeats 5xx five times with growing pauses, so it gets a 4xx for what will not get better soon;
-# Gradle turns its cache off at whatever it does not know, and forgives 413.
+# Gradle turns its cache off at whatever it does not know, and forgives 413. Turborepo repeats 5xx and 429,
+# and then lets its cache rest for half a minute.
+TURBOREPO = Answers(full_now=412, too_large=413, refused=413, busy=412, render=turborepo_error)
+
 # fmt: off
 DIALECTS = (
     Dialect(b"/api/cache/", TuistApi, Answers(full_now=507, too_large=413, refused=400, busy=503)),
     Dialect(b"/gradle/", GradleApi, Answers(full_now=413, too_large=413, refused=413, busy=413)),
     Dialect(b"/bazel/", BazelApi, Answers(full_now=413, too_large=413, refused=413, busy=413, mismatch=400)),
     Dialect(b"/ccache/", CcacheApi, Answers(full_now=413, too_large=413, refused=413, busy=413)),
+    Dialect(b"/turborepo/", TurborepoApi, TURBOREPO),
 )
 # fmt: on
 
