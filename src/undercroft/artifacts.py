@@ -64,6 +64,8 @@ class OpenArtifact(NamedTuple):
     reached: Callable[[int], Awaitable[None]] | None = None
     """For a file that is still being written: returns when so many bytes can be read; raises if they
     will never be. The last ones only can when all are known to be right."""
+    start: int = 0
+    """Where in the file the artifact begins, for one that lies behind what the node keeps about it."""
 
     def close(self) -> None:
         """Gives the descriptor back. Once."""

@@ -266,6 +266,7 @@ class UploadsSection(Section):
     multipart_idle_ms: Count = Field(
         300_000, description="how long an upload in parts may pause before it is removed (ms)"
     )
+    turborepo_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Turborepo artifact (bytes)")
     read_timeout_ms: Count = Field(30_000, description="longest pause inside a body before 408 (ms)")
 
 

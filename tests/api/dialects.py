@@ -27,9 +27,19 @@ class DialectCase(NamedTuple):
     malformed_get: int = 400
     ranges: bool = True
     """Whether it answers conditions and parts of an artifact."""
+    preamble: bytes = b""
+    """What the node keeps in front of the bytes of an upload without further headers."""
+    digits: int = 1_000
+    """The longest name it takes."""
 
     def path(self, identifier: str) -> str:
-        return self.template.replace("{id}", identifier)
+        return self.template.replace("{id}", identifier[: self.digits])
+
+    def etag(self, data: bytes) -> str:
+        return f'"{hashlib.sha256(self.preamble + data).hexdigest()}"'
+
+    def stored_size(self, data: bytes) -> int:
+        return len(self.preamble + data)
 
     @property
     def names_are_digests(self) -> bool:
@@ -67,6 +77,19 @@ BAZEL_CAS = DialectCase(
 CCACHE = DialectCase(
     "ccache", "/ccache/acc/proj/{id}", "PUT", 201, 200, 413, 413, 422, "ccache", "ccache_max_bytes"
 )
+TURBOREPO = DialectCase(
+    "turborepo",
+    "/turborepo/acc/proj/v8/artifacts/{id}",
+    "PUT",
+    202,
+    202,
+    412,
+    412,
+    tool="turborepo",
+    limit="turborepo_max_bytes",
+    preamble=b"TURBO\0\0\x01\0\0\0\x02{}",
+    digits=16,
+)
 
 WEBDAV = DialectCase(
     "webdav", "/webdav/acc/proj/a/b/c/{id}", "PUT", 201, 201, 413, 413, 422, "webdav", "webdav_max_bytes"
@@ -89,7 +112,7 @@ NX = DialectCase(
     ranges=False,
 )
 
-DIALECTS = (TUIST_CAS, TUIST_GRADLE, GRADLE, BAZEL_AC, BAZEL_CAS, CCACHE, WEBDAV, NX)
+DIALECTS = (TUIST_CAS, TUIST_GRADLE, GRADLE, BAZEL_AC, BAZEL_CAS, CCACHE, WEBDAV, TURBOREPO, NX)
 REPLACING = (GRADLE, BAZEL_AC, CCACHE, WEBDAV)
 FREE_NAMES = (TUIST_CAS, TUIST_GRADLE, GRADLE, CCACHE, WEBDAV, NX)
 """Those whose artifacts may have any safe name."""

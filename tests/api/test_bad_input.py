@@ -145,6 +145,7 @@ COMPONENTS = [
             ("bazel", f"ac/{'0' * 64}"),
             ("webdav", "k"),
             ("nx", "v1/cache/1"),
+            ("turborepo", f"v8/artifacts/{'0' * 16}"),
         )
         for place in (f"{{bad}}/proj/{rest}", f"acc/{{bad}}/{rest}")
         for method in ("GET", "PUT")

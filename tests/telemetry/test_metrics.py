@@ -315,6 +315,7 @@ async def test_other_tools_have_series_of_ours(served: ServedNode) -> None:
         ("ccache", "/ccache/a/p/k"),
         ("webdav", "/webdav/a/p/d/k"),
         ("nx", "/nx/a/p/v1/cache/1"),
+        ("turborepo", f"/turborepo/a/p/v8/artifacts/{'0' * 16}"),
     ):
 
         async def round_trip(path: str = path) -> None:

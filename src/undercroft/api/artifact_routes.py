@@ -1,16 +1,17 @@
 """What every dialect does with artifacts: serve one, store one, and tell how it went."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 from undercroft import errors as node_errors
 from undercroft.api import responses
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
 from undercroft.artifacts import CacheArtifacts, OpenArtifact, Stored
-from undercroft.read_through import ReadThrough, Source
+from undercroft.read_through import Lookup, ReadThrough, Source
 from undercroft.storage.layout import scoped_key
 from undercroft.storage.upload import Origin
 from undercroft.telemetry import events
@@ -32,6 +33,23 @@ NOT_STORED = {
 }
 
 USER_AGENT_BYTES = 200
+
+
+class Admitted(NamedTuple):
+    """What of an artifact that was looked into is to be served, and with which headers of its own."""
+
+    artifact: OpenArtifact
+    headers: list[tuple[bytes, bytes]]
+
+
+Admit: TypeAlias = Callable[[OpenArtifact], Awaitable[Admitted | None]]
+"""Looks into an artifact; None: nobody may be given it, which is a miss. It does not close it."""
+
+Look: TypeAlias = Callable[[str, bool], Awaitable[Lookup]]
+"""Looks for an artifact; the flag: whether it must be known to be whole."""
+
+Decode: TypeAlias = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+"""Makes the bytes to be stored of those that arrive; it bounds them itself."""
 
 
 @dataclass
@@ -60,34 +78,59 @@ class ArtifactRoutes:
     surely: bool = False
     """Whether not a byte is sent before all are known to be right: a tool may not survive an end too soon."""
 
-    async def serve(self, request: Request, key: str, *, digest_header: bytes | None = None) -> None:
-        """Answers GET and HEAD: 200, 206, 304 or 416, and 404 for a miss; 307 where redirects are wanted."""
+    async def serve(
+        self, request: Request, key: str, *, digest_header: bytes | None = None, admit: Admit | None = None
+    ) -> None:
+        """Answers GET and HEAD: 200, 206, 304 or 416, and 404 for a miss; 307 where redirects are wanted.
+
+        With `admit` it is looked into before, and what that does not admit is a miss.
+        """
         result, sent = "error", 0
         try:
             if self.redirects and request.caller.scope is None and await self._redirected(request, key):
                 result = "s3_hit"
                 return
-            found, source = await self._find(request, key)
-            if found is None:
+            # What is to be looked into has to be here, for HEAD as well.
+            asks = request.method == "HEAD" and admit is None
+            admitted, source = await self._find(
+                request, key, self.lookup.head if asks else self.lookup.open, admit
+            )
+            if admitted is None:
                 result = "s3_miss" if source is Source.NOWHERE else "miss"
                 await responses.message(request, 404, "not found")
                 return
+            found, headers = admitted
             try:
-                sent = await responses.artifact(request, found, _digest(found, digest_header))
+                headers = [*headers, *_digest(found, digest_header)]
+                sent = await responses.artifact(request, found, headers)
                 result = "hit" if source is Source.DISK else "s3_hit"
             finally:
                 found.close()
         finally:
             self.telemetry.emit(events.DOWNLOAD, {"bytes": sent}, {"tool": self.tool, "result": result})
 
-    async def _find(self, request: Request, key: str) -> tuple[OpenArtifact | None, Source]:
-        look = self.lookup.head if request.method == "HEAD" else self.lookup.open
-        found, source = None, Source.NOWHERE
-        for candidate in readable(request, key):
-            found, source = await look(candidate, self.surely)
-            if found is not None:
-                break
-        return found, source
+    async def peek(self, request: Request, key: str, admit: Admit) -> Admitted | None:
+        """What GET would serve, closed already: its size and headers. Not counted as a download."""
+        admitted, _ = await self._find(request, key, self.lookup.open, admit)
+        if admitted is not None:
+            admitted.artifact.close()
+        return admitted
+
+    async def content(self, request: Request, key: str, max_bytes: int) -> bytes | None:
+        """A small artifact whole; None if it is not there. Not counted as a download.
+
+        Raises `TooLargeError` if it has more than `max_bytes`.
+        """
+        admitted, _ = await self._find(request, key, self.lookup.open, None)
+        if admitted is None:
+            return None
+        found = admitted.artifact
+        try:
+            if found.size > max_bytes:
+                raise node_errors.TooLargeError(f"{key} has {found.size} bytes, more than {max_bytes}")
+            return await responses.beginning(found, found.size)
+        finally:
+            found.close()
 
     async def _redirected(self, request: Request, key: str) -> bool:
         """Whether the client was sent to the object store."""
@@ -99,14 +142,31 @@ class ArtifactRoutes:
         await responses.empty(request, 307, headers)
         return True
 
-    async def store(self, request: Request, key: str, *, expected_sha256: str | None = None) -> Stored:
-        """Stores the body under the key; raises what the service raises. The dialect answers."""
+    async def store(
+        self,
+        request: Request,
+        key: str,
+        *,
+        expected_sha256: str | None = None,
+        preamble: bytes = b"",
+        decode: Decode | None = None,
+    ) -> Stored:
+        """Stores the body under the key; raises what the service raises. The dialect answers.
+
+        The `preamble` goes in front of it into the same file. What `decode` makes of the body is stored
+        instead; `expected_sha256` is the digest of all that is stored.
+        """
         with self._told() as upload:
             body = Body(request, self.max_bytes, self.read_timeout_ms)
+            chunks, size = body.chunks(), body.declared
+            if decode is not None:
+                chunks, size = decode(chunks), None
+            if preamble:
+                chunks, size = _led_by(preamble, chunks), None if size is None else size + len(preamble)
             stored = await self.artifacts.store(
                 scoped_key(key, request.caller.scope),
-                body.chunks(),
-                declared_size=body.declared,
+                chunks,
+                declared_size=size,
                 replace=self.replace,
                 expected_sha256=expected_sha256,
                 origin=self._origin(request),
@@ -137,11 +197,22 @@ class ArtifactRoutes:
             metadata = {"tool": self.tool, "result": upload.result, "reason": upload.reason}
             self.telemetry.emit(events.UPLOAD, {"bytes": upload.bytes}, metadata)
 
-    async def store_unless_there(self, request: Request, key: str, expected_sha256: str | None) -> Stored:
-        """Like `store`; what is there already is not compared, the body is only read to its end."""
-        there = await self._stored_key(request, key)
+    async def store_unless_there(
+        self,
+        request: Request,
+        key: str,
+        expected_sha256: str | None,
+        *,
+        preamble: bytes = b"",
+        admit: Admit | None = None,
+    ) -> Stored:
+        """Like `store`; what is there already is not compared, the body is only read to its end.
+
+        With `admit` what that does not admit is not there.
+        """
+        there = await self._stored_key(request, key, admit)
         if there is None:
-            return await self.store(request, key, expected_sha256=expected_sha256)
+            return await self.store(request, key, expected_sha256=expected_sha256, preamble=preamble)
         with self._told() as upload:
             await Body(request, self.max_bytes, self.read_timeout_ms).drain()
             # Whoever stored it may still wait for its commit; until then "it is there" promises too much.
@@ -181,19 +252,54 @@ class ArtifactRoutes:
         """Removes what is stored under the key, here and in the object store; nothing is fine as well."""
         await self.lookup.delete(scoped_key(key, request.caller.scope))
 
-    async def _stored_key(self, request: Request, key: str) -> str | None:
+    async def _stored_key(self, request: Request, key: str, admit: Admit | None) -> str | None:
         """Under which of the keys the caller may read it lies, whole, on this disk."""
         for candidate in readable(request, key):
             there = self.artifacts.find(candidate) is not None and not self.artifacts.is_doomed(candidate)
-            if there and await self._is_whole(candidate):
+            if there and await self._is_whole(candidate, admit):
                 return candidate
         return None
 
-    async def _is_whole(self, key: str) -> bool:
+    async def _is_whole(self, key: str, admit: Admit | None) -> bool:
         found = await self.artifacts.read(key, self.surely)
-        if found is not None:
+        admitted = None if found is None else await _admitted(found, admit)
+        if admitted is not None:
+            admitted.artifact.close()
+        return admitted is not None
+
+    async def _find(
+        self, request: Request, key: str, look: Look, admit: Admit | None
+    ) -> tuple[Admitted | None, Source]:
+        """The first that is admitted of what the caller may be served, and where it was; else why not."""
+        source = Source.NOWHERE
+        for candidate in readable(request, key):
+            found, source = await look(candidate, self.surely)
+            if found is None:
+                continue
+            admitted = await _admitted(found, admit)
+            if admitted is not None:
+                return admitted, source
+            source = Source.UNKNOWN
+        return None, source
+
+
+async def _admitted(found: OpenArtifact, admit: Admit | None) -> Admitted | None:
+    """What `admit` makes of it; closed unless that is something."""
+    if admit is None:
+        return Admitted(found, [])
+    admitted = None
+    try:
+        admitted = await admit(found)
+    finally:
+        if admitted is None:
             found.close()
-        return found is not None
+    return admitted
+
+
+async def _led_by(preamble: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield preamble
+    async for chunk in chunks:
+        yield chunk
 
 
 def readable(request: Request, key: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from undercroft.api.services import Services
 from undercroft.api.tuist import TuistApi
 from undercroft.api.tuist_module import TuistModuleApi
 from undercroft.api.tuist_project import project_in
+from undercroft.api.turborepo import TurborepoApi, turborepo_error
 from undercroft.api.webdav import WebdavApi
 from undercroft.auth.grants import Project
 from undercroft.storage.layout import safe_handle
@@ -41,7 +42,8 @@ class Dialect(NamedTuple):
 
 
 # Bazel repeats 5xx five times with growing pauses, so it gets a 4xx for what will not get better soon;
-# Gradle turns its cache off at whatever it does not know, and forgives 413.
+# Gradle turns its cache off at whatever it does not know, and forgives 413. Turborepo repeats 5xx and 429,
+# and then lets its cache rest for half a minute.
 TUIST = Answers(full_now=507, too_large=413, refused=400, busy=503, access_unknown=503)
 SOFT = Answers(full_now=413, too_large=413, refused=413, busy=413)
 
@@ -52,6 +54,7 @@ DIALECTS = (
     Dialect(b"/bazel/", BazelApi, SOFT._replace(mismatch=400)),
     Dialect(b"/ccache/", CcacheApi, SOFT),
     Dialect(b"/webdav/", WebdavApi, SOFT),
+    Dialect(b"/turborepo/", TurborepoApi, SOFT._replace(full_now=412, busy=412, render=turborepo_error)),
     Dialect(b"/nx/", NxApi, NX),
 )
 

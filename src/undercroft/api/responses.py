@@ -191,10 +191,19 @@ async def _send_in_time(request: Request, piece: bytes) -> None:
         raise _StuckReaderError from error
 
 
+async def beginning(found: OpenArtifact, size: int) -> bytes:
+    """The first bytes of an artifact, so many or all there are, for who must look before it is sent.
+
+    Raises OSError, and what `found.reached` raises.
+    """
+    return await _read(found, 0, min(size, found.size))
+
+
 async def _read(found: OpenArtifact, offset: int, size: int) -> bytes:
     """So many bytes of a file: at once if the kernel seems to have them in memory, else from a thread."""
     if size == 0:
         return b""
+    offset += found.start
     if found.reached is not None:
         await found.reached(offset + size)
     if _is_cached(found.descriptor, offset + size - 1):

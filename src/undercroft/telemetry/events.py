@@ -44,6 +44,10 @@ KEY_VALUE_GET = "undercroft.key_value.get"
 KEY_VALUE_PUT = "undercroft.key_value.put"
 """A key value was written, or not. Measurement count; metadata result (success, error)."""
 
+TURBOREPO = "undercroft.turborepo.reported"
+"""Turborepo told what its local and remote cache did. Measurements count, saved_seconds; metadata source
+(local, remote), event (hit, miss)."""
+
 OBJECT_STORE_REQUEST = "undercroft.object_store.request"
 """The object store was asked. Measurement duration_ms; metadata operation (head, download, upload,
 delete, list), result (found, absent, done, throttled, error)."""

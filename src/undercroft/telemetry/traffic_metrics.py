@@ -15,7 +15,7 @@ from undercroft.telemetry.tallies import Tally
 
 # Tools with series of their own on existing dashboards; native Gradle counts as gradle, too.
 DASHBOARD_TOOLS = ("cas", "module", "gradle")
-TOOLS = (*DASHBOARD_TOOLS, "bazel", "ccache", "webdav", "nx")
+TOOLS = (*DASHBOARD_TOOLS, "bazel", "ccache", "webdav", "turborepo", "nx")
 
 # What each counter of a dashboard's tool says, after the tool's name.
 DOWNLOAD_COUNTERS = {
@@ -52,6 +52,10 @@ UPLOAD_MEANS = {"created": "success", "replaced": "success", "exists": "exists",
 DOWNLOAD_RESULTS = tuple(DOWNLOAD_MEANS)
 UPLOAD_RESULTS = (*UPLOAD_MEANS, "error")
 
+# What Turborepo tells of itself: where it looked, and what it found.
+TURBOREPO_SOURCES = ("local", "remote")
+TURBOREPO_EVENTS = ("hit", "miss")
+
 # The reasons there usually are; others appear when they happen.
 UPLOAD_ERRORS = (
     "TooLargeError",
@@ -86,6 +90,16 @@ class TrafficMetrics:
         self._puts = self._tallies.declare("cache_kv_put", "Key values sent")
         self._put_successes = self._tallies.declare("cache_kv_put_success", "Key values stored")
         self._put_errors = self._tallies.declare("cache_kv_put_errors", "Key values not stored")
+        self._turborepo_events = self._turborepo_tallies()
+        self._turborepo_saved = {
+            source: self._tallies.declare(
+                "undercroft_turborepo_time_saved_seconds",
+                "Run time of tasks that Turborepo took from a cache instead",
+                ("source",),
+                (source,),
+            )
+            for source in TURBOREPO_SOURCES
+        }
         self._transfers = {
             name: Gauge(f"tuist_cache_s3_transfers_pending_{name}", text, registry=prometheus.registry)
             for name, text in TRANSFERS.items()
@@ -95,6 +109,7 @@ class TrafficMetrics:
         telemetry.attach(events.UPLOAD, self._on_upload)
         telemetry.attach(events.KEY_VALUE_GET, self._on_get)
         telemetry.attach(events.KEY_VALUE_PUT, self._on_put)
+        telemetry.attach(events.TURBOREPO, self._on_turborepo)
 
     def _counters_of(self, tool: str) -> dict[str, Tally]:
         self._sums.declare(f"tuist_cache_{tool}_download_bytes", f"{tool}: bytes served")
@@ -115,6 +130,14 @@ class TrafficMetrics:
             (tool, result): self._tallies.declare(name, text, ("tool", "result"), (tool, result))
             for tool in TOOLS
             for result in results
+        }
+
+    def _turborepo_tallies(self) -> dict[tuple[str, str], Tally]:
+        name, text = "undercroft_turborepo_events", "What Turborepo told of its local and remote cache"
+        return {
+            (source, event): self._tallies.declare(name, text, ("source", "event"), (source, event))
+            for source in TURBOREPO_SOURCES
+            for event in TURBOREPO_EVENTS
         }
 
     def _bytes(self, name: str, text: str) -> dict[str, Tally]:
@@ -151,6 +174,11 @@ class TrafficMetrics:
     def _on_put(self, _measurements: Measurements, metadata: Metadata) -> None:
         self._puts.add()
         (self._put_successes if metadata["result"] == "success" else self._put_errors).add()
+
+    def _on_turborepo(self, measurements: Measurements, metadata: Metadata) -> None:
+        source = metadata["source"]
+        self._turborepo_events[source, metadata["event"]].add(measurements["count"])
+        self._turborepo_saved[source].add(measurements["saved_seconds"])
 
     def set_pending_transfers(self, by_type: Mapping[str, int]) -> None:
         """Takes the numbers of rows by type, read before each scrape."""
