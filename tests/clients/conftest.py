@@ -72,4 +72,5 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     # Not known when the tests of other folders are run, too: pytest reads this file too late then.
     if session.config.getoption("--update-clients-table", default=False):
-        write_table(session.config.stash[_ROWS])
+        rows = session.config.stash[_ROWS]
+        write_table(rows)

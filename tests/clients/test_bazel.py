@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from .bazel_client import DEBIAN_REPOSITORIES, BazelBuild, BazelClient, write_workspace
+from .bazel_client import BazelBuild, BazelBuilds, BazelClient, write_workspace
 from .c_project import fresh_marker
 from .empty_server import empty_server
-from .installed import require, require_folder
 from .running_node import RunningNode
 
 _LEAST_ACTIONS = 25
@@ -18,10 +17,7 @@ _COMPLAINT = "Remote Cache:"
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """A workspace that no cache has seen, once the tools are known to be there."""
-    require("bazel", "bazel-bootstrap")
-    require("g++", "g++")
-    for _, package, folder in DEBIAN_REPOSITORIES:
-        require_folder(folder, package)
+    BazelBuilds().require()
     return write_workspace(tmp_path / "workspace", fresh_marker())
 
 
