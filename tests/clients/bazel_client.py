@@ -27,6 +27,8 @@ DEBIAN_REPOSITORIES: tuple[tuple[str, str, Path], ...] = (
 
 _BUILD_LIMIT = 180.0
 _COMMAND_LIMIT = 30.0
+# "WARNING: Reading from Remote Cache:" and "WARNING: Writing to Remote Cache:".
+_COMPLAINT = re.compile(r"^.*Remote Cache:.*$", re.MULTILINE)
 
 # A short-lived server: little memory, and no time spent on optimising its code.
 _JVM = tuple(
@@ -164,7 +166,13 @@ class BazelBuilds:
         """Build everything with a server of its own."""
         build = BazelClient(url, token).build(project, local)
         return Build(
-            build.green, build.remote_hits, build.spawned, build.seconds, build.outputs, build.messages
+            green=build.green,
+            hits=build.remote_hits,
+            cacheable=build.spawned,
+            seconds=build.seconds,
+            outputs=build.outputs,
+            complaints=_COMPLAINT.findall(build.messages),
+            messages=build.messages,
         )
 
 

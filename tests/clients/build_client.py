@@ -1,6 +1,6 @@
 """What the tests ask of every build tool, however it names its statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,8 @@ class Build:
     seconds: float
     outputs: Mapping[str, str]
     """Digests of what was built, by path."""
+    complaints: Sequence[str]
+    """What it said of trouble with its cache."""
     messages: str
     """What the tool said, for the one who reads a failure."""
 

@@ -21,6 +21,9 @@ _COMMAND_LIMIT = 60.0
 _JOBS = 4
 _PROGRAM = "program"
 
+FAULTS = ("remote_storage_error", "remote_storage_timeout")
+"""Counters of what was wrong with the remote storage."""
+
 
 @dataclass(frozen=True)
 class CcacheBuild:
@@ -107,12 +110,23 @@ class CcacheBuilds:
         try:
             build = CcacheClient(url, "subdirs", token).build(sources, local)
         except CommandError as error:
-            return Build(False, 0, len(sources.sources), time.monotonic() - began, {}, str(error))
+            return Build(
+                False, 0, len(sources.sources), time.monotonic() - began, {}, (str(error),), str(error)
+            )
         seconds = time.monotonic() - began
         stats = build.stats
         # The first counts what came, damaged or not; the second what was of use. The local cache is empty.
         hits = min(stats["remote_storage_hit"], stats["direct_cache_hit"] + stats["preprocessed_cache_hit"])
-        return Build(True, hits, len(sources.sources), seconds, build.outputs, str(dict(stats)))
+        complaints = [f"{name}: {stats[name]}" for name in FAULTS if stats[name]]
+        return Build(
+            green=True,
+            hits=hits,
+            cacheable=len(sources.sources),
+            seconds=seconds,
+            outputs=build.outputs,
+            complaints=complaints,
+            messages=str(stats),
+        )
 
 
 def _link_and_run(project: CProject, outputs: Path, env: Mapping[str, str]) -> str:

@@ -1,13 +1,13 @@
 """The table in `docs/clients.md`: which tools were driven, and what that took."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 
-_TABLE = re.compile(r"^\| tool \|.*?\n(?!\|)", re.MULTILINE | re.DOTALL)
+_ROWS = re.compile(r"(?<=^\|---\|---\|---\|---\|---\|\n)(?:\|.*\n)*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,16 @@ class Row:
     hits: int
     cacheable: int
 
+    def __str__(self) -> str:
+        seconds = f"{self.cold_seconds:.1f} s | {self.warm_seconds:.1f} s"
+        return f"| {self.name} | {self.version} | {seconds} | {self.hits} of {self.cacheable} |"
+
 
 def write_table(rows: Iterable[Row]) -> None:
-    """Replace the rows of the page by these."""
+    """Put these rows into the page; those of tools that were not driven stay."""
     text = PAGE.read_text()
-    if not _TABLE.search(text):
-        raise ValueError(f"no table in {PAGE}")
-    PAGE.write_text(_TABLE.sub(lambda _: "".join(f"{line}\n" for line in _lines(rows)), text))
-
-
-def _lines(rows: Iterable[Row]) -> Iterator[str]:
-    yield "| tool | version | cold build | warm build | from the node |"
-    yield "|---|---|---|---|---|"
-    for row in rows:
-        seconds = f"{row.cold_seconds:.1f} s | {row.warm_seconds:.1f} s"
-        yield f"| {row.name} | {row.version} | {seconds} | {row.hits} of {row.cacheable} |"
+    (old,) = _ROWS.findall(text)
+    lines = {line.split("|")[1].strip(): line for line in old.splitlines()}
+    lines |= {row.name: str(row) for row in rows}
+    new = "".join(f"{lines[name]}\n" for name in sorted(lines))
+    PAGE.write_text(_ROWS.sub(lambda _: new, text))

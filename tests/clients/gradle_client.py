@@ -15,6 +15,7 @@ from .marked_copy import write_marked_copy
 _PROJECT = Path(__file__).parent / "gradle_project"
 _BUILD_LIMIT = 100.0
 _COMMAND_LIMIT = 30.0
+_COMPLAINT = re.compile(r"^.*(?:Could not|disabled|build cache entry).*$", re.MULTILINE)
 
 # A short-lived process: little memory, and no time spent on optimising its code.
 _JVM = "-Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
@@ -61,6 +62,7 @@ class GradleClient:
             cacheable=len(states),
             seconds=attempt.seconds,
             outputs=_outputs_under(workspace),
+            complaints=_COMPLAINT.findall(messages),
             messages=messages,
         )
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from .build_client import Build
 from .commands import run, try_to_run
-from .installed import require_npm
-from .js_workspace_copy import STEPS, copy_to_build, environment, outputs_of, write_js_workspace
+from .installed import NPM_COMMANDS, require_npm
+from .js_workspace_copy import STEPS, copy_to_build, outputs_of, write_js_workspace
+from .npm_environment import npm_environment, npm_path
 
 _BUILD_LIMIT = 100.0
 _COMMAND_LIMIT = 30.0
@@ -30,7 +31,7 @@ class NxClient:
     def version(self) -> str:
         """Its version."""
         argv = [require_npm("nx"), "--version"]
-        env = {"PATH": environment(Path("/nonexistent"))["PATH"], "NX_DAEMON": "false"}
+        env = {"PATH": npm_path(), "NX_DAEMON": "false"}
         text = run(argv, Path(__file__).parent, env, _COMMAND_LIMIT).stdout
         return ", ".join(re.findall(r"v(\d+\.\d+\.\d+)", text))
 
@@ -42,7 +43,9 @@ class NxClient:
         """Build and report in a copy; Nx names each step whose result came from the remote cache."""
         argv = [require_npm("nx"), "run-many", "--targets=build,report", "--outputStyle=stream"]
         workspace = copy_to_build(project, local)
-        env = environment(local) | {
+        # Nx wants to be found beside what it builds.
+        (workspace / "node_modules").symlink_to(NPM_COMMANDS.parent)
+        env = npm_environment(local) | {
             "NX_SELF_HOSTED_REMOTE_CACHE_SERVER": url,
             "NX_DAEMON": "false",
             "NX_TUI": "false",
@@ -59,5 +62,6 @@ class NxClient:
             cacheable=STEPS,
             seconds=attempt.seconds,
             outputs=outputs_of(workspace),
+            complaints=(),  # of its cache it complains by failing
             messages=messages,
         )

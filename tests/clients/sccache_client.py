@@ -57,15 +57,25 @@ class SccacheClient:
                 _compile(sources, outputs, env)
                 statistics = _statistics(local, env)
         except CommandError as error:
-            return Build(False, 0, len(sources.sources), time.monotonic() - began, {}, str(error))
+            return Build(
+                False, 0, len(sources.sources), time.monotonic() - began, {}, (str(error),), str(error)
+            )
         return Build(
             green=True,
             hits=sum(statistics["cache_hits"]["counts"].values()),
             cacheable=statistics["requests_executed"],
             seconds=time.monotonic() - began,
             outputs=digests_under(outputs),
+            complaints=_complaints(statistics),
             messages=json.dumps(statistics),
         )
+
+
+def _complaints(statistics: Mapping[str, Any]) -> list[str]:
+    errors = {
+        name: statistics[name] for name in ("cache_timeouts", "cache_read_errors", "cache_write_errors")
+    }
+    return [f"{name}: {count}" for name, count in errors.items() if count]
 
 
 def _environment(url: str, local: Path, token: str | None) -> dict[str, str]:

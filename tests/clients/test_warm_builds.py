@@ -16,6 +16,7 @@ def test_a_warm_build_takes_everything_from_the_node(both_builds: BothBuilds) ->
     cold, warm = both_builds.cold, both_builds.warm
     assert cold.green, cold.messages
     assert cold.hits == 0, cold.messages
+    assert not cold.complaints, cold.messages
     _assert_found(warm)
     assert warm.cacheable == cold.cacheable
     assert warm.outputs == cold.outputs
@@ -41,3 +42,4 @@ def test_the_page_of_clients_has_each(client: BuildClient) -> None:
 def _assert_found(build: Build) -> None:
     assert build.green, build.messages
     assert build.hits == build.cacheable > 0, build.messages
+    assert not build.complaints, build.messages
