@@ -13,7 +13,7 @@ from .npm_environment import npm_environment, npm_path
 
 _BUILD_LIMIT = 100.0
 _COMMAND_LIMIT = 30.0
-_COMPLAINT = re.compile(r"^.*WARNING.*$", re.MULTILINE)
+_COMPLAINT = re.compile(r"^.*WARNING.*(?:cache|artifact).*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
