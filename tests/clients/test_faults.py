@@ -60,7 +60,10 @@ def test_with_damaged_artifacts(client: BuildClient, both_builds: BothBuilds, tm
         healed = client.build(both_builds.project, url, tmp_path / "healed")
         assert node.stop() == 0
     _assert_right(build, both_builds)
+    assert build.hits == 0
+    # What the first found to be absent, it stored again.
     _assert_right(healed, both_builds)
+    assert healed.hits == healed.cacheable
 
 
 def test_with_the_object_store_down(client: BuildClient, tmp_path: Path) -> None:
