@@ -35,7 +35,9 @@ def test_a_build_finds_nothing_in_an_empty_server(
         _assert_found(again)
 
 
-def test_the_page_of_clients_has_each(client: BuildClient) -> None:
+def test_the_page_of_clients_has_each(client: BuildClient, request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-clients-table", default=False):
+        pytest.skip("the page is being written")
     assert f"\n| {client.name} | " in PAGE.read_text()
 
 
