@@ -3,7 +3,7 @@ VENV := .venv/bin
 PORT ?= 4000
 PIP_INSTALL := $(VENV)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup serve test lint format bench lock clean
+.PHONY: help setup serve test clients lint format bench lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,8 +15,14 @@ serve: setup ## run the node on 127.0.0.1:4000 (PORT=... for another) with its d
 
 test: .venv/.bench ## set up everything, lint, type check and run all tests
 	scripts/install-debian-packages tests/clients/debian-packages.txt
+	scripts/install-npm-packages tests/clients/npm
 	$(MAKE) --no-print-directory lint
 	$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+clients: .venv/.bench ## drive the real build tools, and renew docs/clients.md
+	scripts/install-debian-packages tests/clients/debian-packages.txt
+	scripts/install-npm-packages tests/clients/npm
+	$(VENV)/python -m pytest tests/clients --update-clients-table
 
 # The benchmarks are type checked too, against the peers they measure.
 lint: .venv/.bench ## ruff and mypy

@@ -1,17 +1,17 @@
 """Builds the folder `bazel_workspace` with Debian's Bazel 4.2.3, an HTTP cache and no network."""
 
-import os
 import re
-import select
 import shutil
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .commands import CommandError, Output, run
+from .build_client import Build
+from .commands import Attempt, CommandError, Output, run, try_to_run
+from .daemon import Daemon
 from .digests import digests_under
+from .installed import require, require_folder
 
 _WORKSPACE = Path(__file__).parent / "bazel_workspace"
 _RULES_CC = Path("/usr/share/bazel/rules/cc")
@@ -27,7 +27,8 @@ DEBIAN_REPOSITORIES: tuple[tuple[str, str, Path], ...] = (
 
 _BUILD_LIMIT = 180.0
 _COMMAND_LIMIT = 30.0
-_END_LIMIT = 10.0
+# "WARNING: Reading from Remote Cache:" and "WARNING: Writing to Remote Cache:".
+_COMPLAINT = re.compile(r"^.*Remote Cache:.*$", re.MULTILINE)
 
 # A short-lived server: little memory, and no time spent on optimising its code.
 _JVM = tuple(
@@ -51,6 +52,8 @@ _BUILD_FLAGS = (
 class BazelBuild:
     """What a build left: how its actions were run, the digests of its outputs, its messages."""
 
+    green: bool
+    seconds: float
     processes: Mapping[str, int]
     outputs: Mapping[str, str]
     messages: str
@@ -77,9 +80,16 @@ class BazelClient:
         """Build everything; the new folder `local` holds all of Bazel's state and outputs."""
         local.mkdir(parents=True)
         with _server(workspace, local) as server:
-            messages = server.run("build", "//...", *self._flags(local), limit=_BUILD_LIMIT).stderr
+            attempt = server.try_to_run("build", "//...", *self._flags(local), limit=_BUILD_LIMIT)
+            messages = attempt.output.stderr
             outputs = server.run("info", "bazel-bin", *_overrides(local)).stdout.strip()
-            return BazelBuild(processes_in(messages), _outputs_under(Path(outputs)), messages)
+            return BazelBuild(
+                attempt.code == 0,
+                attempt.seconds,
+                processes_in(messages),
+                _outputs_under(Path(outputs)),
+                messages,
+            )
 
     def _flags(self, local: Path) -> Iterator[str]:
         yield from _BUILD_FLAGS
@@ -129,14 +139,58 @@ def _outputs_under(folder: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class BazelBuilds:
+    """The same through the interface all tools share; a token goes into `--remote_header`."""
+
+    name: str = "bazel"
+    path: str = "/bazel/acme/app"
+    survives_absence: bool = True
+
+    def require(self) -> None:
+        """Ask for Bazel, a compiler, and everything that replaces the network."""
+        require("bazel", "bazel-bootstrap")
+        require("g++", "g++")
+        for _, package, folder in DEBIAN_REPOSITORIES:
+            require_folder(folder, package)
+
+    def version(self) -> str:
+        """The version of the Debian package: asking Bazel itself would start a server."""
+        argv = ["dpkg-query", "--show", "--showformat=${Version}", "bazel-bootstrap"]
+        return run(argv, Path("/"), {"PATH": "/usr/bin:/bin"}, _COMMAND_LIMIT).stdout.partition("+")[0]
+
+    def write_project(self, folder: Path, marker: str) -> None:
+        """Libraries, a program and generated files."""
+        write_workspace(folder, marker)
+
+    def build(self, project: Path, url: str, local: Path, token: str | None = None) -> Build:
+        """Build everything with a server of its own."""
+        build = BazelClient(url, token).build(project, local)
+        return Build(
+            green=build.green,
+            hits=build.remote_hits,
+            cacheable=build.spawned,
+            seconds=build.seconds,
+            outputs=build.outputs,
+            complaints=_COMPLAINT.findall(build.messages),
+            messages=build.messages,
+        )
+
+
+@dataclass(frozen=True)
 class _Server:
     """The Bazel server of one workspace; it starts with the first command."""
 
     workspace: Path
     local: Path
 
-    def run(self, command: str, *flags: str, limit: float = _COMMAND_LIMIT) -> Output:
-        return run(["bazel", *self._startup(), command, *flags], self.workspace, self._env(), limit)
+    def run(self, command: str, *flags: str) -> Output:
+        return run(self._argv(command, *flags), self.workspace, self._env(), _COMMAND_LIMIT)
+
+    def try_to_run(self, command: str, *flags: str, limit: float) -> Attempt:
+        return try_to_run(self._argv(command, *flags), self.workspace, self._env(), limit)
+
+    def _argv(self, command: str, *flags: str) -> list[str]:
+        return ["bazel", *self._startup(), command, *flags]
 
     def stop(self) -> None:
         """Shut the server down; end it by its process id if it does not obey."""
@@ -145,9 +199,8 @@ class _Server:
                 self.run("shutdown")
             process.end()
 
-    def _process(self) -> "_Process":
-        text = (self._base() / "server" / "server.pid.txt").read_text()
-        return _Process(os.pidfd_open(int(text)))
+    def _process(self) -> Daemon:
+        return Daemon(int((self._base() / "server" / "server.pid.txt").read_text()))
 
     def _base(self) -> Path:
         return self.local / "base"
@@ -161,26 +214,6 @@ class _Server:
 
     def _env(self) -> dict[str, str]:
         return {"PATH": "/usr/bin:/bin", "HOME": str(self.local), "LC_ALL": "C"}
-
-
-class _Process:
-    """A process held by a descriptor, so that its id cannot come to mean another process."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def end(self) -> None:
-        """Wait for the end; kill the process when it takes too long."""
-        if not self._ended():
-            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
-            if not self._ended():
-                raise CommandError("the Bazel server survived being killed")
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-    def _ended(self) -> bool:
-        return bool(select.select([self._descriptor], [], [], _END_LIMIT)[0])
 
 
 @contextmanager

@@ -66,6 +66,11 @@ def write_c_project(folder: Path, marker: str | None = None) -> CProject:
     return CProject(folder, tuple(sources))
 
 
+def c_project_in(folder: Path) -> CProject:
+    """The program that was written into `folder` before."""
+    return CProject(folder, tuple(sorted(path.name for path in folder.glob("*.c"))))
+
+
 def _headers() -> dict[str, str]:
     declared = "".join(f"uint32_t {module}(uint32_t seed);\n" for module in _MODULES)
     return {_HEADER: (_BODIES / _HEADER).read_text(), "declared.h": declared}

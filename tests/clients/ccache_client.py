@@ -1,15 +1,18 @@
 """Builds a C program through ccache, with an HTTP cache behind it."""
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .c_project import CProject
-from .commands import run
+from .build_client import Build
+from .c_project import CProject, c_project_in, write_c_project
+from .commands import CommandError, run
 from .digests import digests_under
+from .installed import require
 
 Layout = Literal["subdirs", "flat", "bazel"]
 
@@ -17,6 +20,9 @@ _COMPILE = ("ccache", "gcc", "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "
 _COMMAND_LIMIT = 60.0
 _JOBS = 4
 _PROGRAM = "program"
+
+FAULTS = ("remote_storage_error", "remote_storage_timeout")
+"""Counters of what was wrong with the remote storage."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,54 @@ class CcacheClient:
 
         with ThreadPoolExecutor(_JOBS) as pool:
             list(pool.map(compile_one, project.sources))
+
+
+@dataclass(frozen=True)
+class CcacheBuilds:
+    """The same through the interface all tools share; a token is sent as Bearer."""
+
+    name: str = "ccache"
+    path: str = "/ccache/acme/app"
+    survives_absence: bool = True
+
+    def require(self) -> None:
+        """Ask for ccache and a compiler."""
+        require("ccache", "ccache")
+        require("gcc", "gcc")
+
+    def version(self) -> str:
+        """Its version."""
+        text = run(["ccache", "--version"], Path("/"), {"PATH": "/usr/bin:/bin"}, _COMMAND_LIMIT).stdout
+        return text.splitlines()[0].removeprefix("ccache version ")
+
+    def write_project(self, folder: Path, marker: str) -> None:
+        """A program in C."""
+        write_c_project(folder, marker)
+
+    def build(self, project: Path, url: str, local: Path, token: str | None = None) -> Build:
+        """Compile, link and run; what ccache received and could use is a hit."""
+        sources = c_project_in(project)
+        began = time.monotonic()
+        try:
+            build = CcacheClient(url, "subdirs", token).build(sources, local)
+        except CommandError as error:
+            return Build(
+                False, 0, len(sources.sources), time.monotonic() - began, {}, (str(error),), str(error)
+            )
+        seconds = time.monotonic() - began
+        stats = build.stats
+        # The first counts what came, damaged or not; the second what was of use. The local cache is empty.
+        hits = min(stats["remote_storage_hit"], stats["direct_cache_hit"] + stats["preprocessed_cache_hit"])
+        complaints = [f"{name}: {stats[name]}" for name in FAULTS if stats[name]]
+        return Build(
+            green=True,
+            hits=hits,
+            cacheable=len(sources.sources),
+            seconds=seconds,
+            outputs=build.outputs,
+            complaints=complaints,
+            messages=str(stats),
+        )
 
 
 def _link_and_run(project: CProject, outputs: Path, env: Mapping[str, str]) -> str:

@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+NPM_COMMANDS = Path(__file__).parents[2] / ".venv" / "npm" / "node_modules" / ".bin"
 
 
 def require(command: str, package: str) -> str:
@@ -16,6 +19,22 @@ def require(command: str, package: str) -> str:
     return found
 
 
+def require_npm(command: str) -> str:
+    """Return the path of a `command` of the npm packages pinned in the folder `npm`, by the same rule."""
+    found = NPM_COMMANDS / command
+    if not found.exists():
+        _complain(f"{command} is missing: scripts/install-npm-packages tests/clients/npm")
+    return str(found)
+
+
+def require_python(command: str) -> str:
+    """Return the path of a `command` that a Python package of the development group brings."""
+    found = Path(sys.executable).parent / command
+    if not found.exists():
+        _complain(f"{command} is missing: make .venv/.dev")
+    return str(found)
+
+
 def require_folder(folder: Path, package: str) -> None:
     """Ask for a folder that `package` installs, by the same rule."""
     if not folder.is_dir():
@@ -23,7 +42,10 @@ def require_folder(folder: Path, package: str) -> None:
 
 
 def _missing(what: str, package: str) -> NoReturn:
-    complaint = f"{what} is missing: apt-get install {package}"
+    _complain(f"{what} is missing: apt-get install {package}")
+
+
+def _complain(complaint: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(complaint)
     pytest.skip(complaint)

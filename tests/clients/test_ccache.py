@@ -6,12 +6,10 @@ from typing import get_args
 import pytest
 
 from .c_project import CProject, fresh_marker, write_c_project
-from .ccache_client import CcacheBuild, CcacheClient, Layout
+from .ccache_client import FAULTS, CcacheBuild, CcacheClient, Layout
 from .empty_server import empty_server
 from .installed import require
 from .running_node import RunningNode
-
-_FAULTS = ("remote_storage_error", "remote_storage_timeout")
 
 
 @pytest.fixture
@@ -49,7 +47,7 @@ def test_a_warm_build_finds_nothing_in_an_empty_server(project: CProject, tmp_pa
 
 def _assert_stored(build: CcacheBuild, files: int) -> None:
     """Each file was compiled here; a manifest and a result of each went to the node."""
-    assert {name: build.stats[name] for name in _FAULTS} == dict.fromkeys(_FAULTS, 0)
+    assert {name: build.stats[name] for name in FAULTS} == dict.fromkeys(FAULTS, 0)
     assert build.stats["remote_storage_hit"] == 0
     assert build.stats["cache_miss"] == files
     assert build.stats["remote_storage_write"] == 2 * files
@@ -61,7 +59,7 @@ def _assert_found(build: CcacheBuild, files: int) -> None:
     `remote_storage_hit` alone says little: ccache counts what it received before it looks at
     it, so a node that delivers damaged entries has all the hits and none of the use.
     """
-    assert {name: build.stats[name] for name in _FAULTS} == dict.fromkeys(_FAULTS, 0)
+    assert {name: build.stats[name] for name in FAULTS} == dict.fromkeys(FAULTS, 0)
     assert build.stats["remote_storage_hit"] == files
     assert build.stats["remote_storage_read_hit"] == 2 * files
     assert build.stats["direct_cache_hit"] == files

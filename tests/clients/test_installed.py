@@ -1,10 +1,11 @@
 """The rule about missing tools: skipped on a desk, a failure where CI=true."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .installed import require, require_folder
+from .installed import require, require_folder, require_npm, require_python
 
 _ABSENT = "undercroft-no-such-tool"
 
@@ -29,3 +30,12 @@ def test_a_missing_folder_fails_in_ci(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="apt-get install absent"):
         require_folder(tmp_path / _ABSENT, "absent")
+
+
+@pytest.mark.parametrize(("ask", "install"), [(require_npm, "install-npm"), (require_python, "make")])
+def test_a_missing_package_fails_in_ci(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], str], install: str
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match=f"{_ABSENT} is missing: .*{install}"):
+        ask(_ABSENT)

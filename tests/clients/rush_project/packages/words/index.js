@@ -1,0 +1,1 @@
+exports.marker = '@MARKER@ words';
