@@ -121,6 +121,7 @@ class Node:
         self.server: HttpServer | None = None
         self.port = settings.port
         self.stopping = False
+        self.stop_asked_at = 0.0
 
     # --- the second tier --------------------------------------------------------------------------
 

@@ -50,8 +50,8 @@ class Supervisor:
         if self._stopping or task.cancelled():
             return
         crash = Crash(self._workers[task], task.exception())
-        log.error("worker_crashed", worker=crash.worker, exc_info=crash.error)
         self._finish(crash)
+        log.error("worker_crashed", worker=crash.worker, exc_info=crash.error)
 
     def request_stop(self) -> None:
         """Lets `finished` return."""

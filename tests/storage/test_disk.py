@@ -1,8 +1,10 @@
 """Files are published at once and whole, one wins, and nothing temporary survives."""
 
+import contextlib
 import errno
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -365,3 +367,27 @@ def test_failed_opening_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.Monke
         disk.open_directories()
     disk.close()
     assert open_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link", "dangling link", "socket", "device"])
+def test_what_is_no_file_of_ours_is_none(disk: Disk, tmp_path: Path, kind: str) -> None:
+    """And nobody waits for it: a FIFO would hold up the event loop until somebody writes to it."""
+    path = disk.artifacts / KEY
+    path.parent.mkdir(parents=True)
+    target = tmp_path / "elsewhere"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound, contextlib.chdir(path.parent):
+            bound.bind(path.name)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.symlink_to(target)
+        if kind == "link":
+            target.write_bytes(b"not ours to serve")
+    assert disk.open(KEY) is None
+    assert disk.size(KEY) is None
+    assert open_files(disk.artifacts) == []

@@ -84,6 +84,12 @@ class NodeProcess:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def stop_reading(self) -> None:
+        """Closes the end of the pipe at which its log arrives. What it writes after the next line breaks."""
+        assert self.process.stderr is not None
+        with Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), self.process.stderr.fileno())
+
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """The exit status, once the process has ended and its log is read to the end."""
         status = self.process.wait(timeout_s)

@@ -15,6 +15,9 @@ from tests.support.locks import lock_of_another_process
 from tests.support.node_process import NodeProcess, node_process
 from tests.system.client import Answer, Client, eventually
 from tests.system.data_dir import files_under, query, stored_artifacts, stored_values
+from undercroft.cli.serve import ONE_REQUEST_S
+
+ENTRY = "/ccache/acme/app/aabb"
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -175,6 +178,7 @@ def test_a_second_signal_stops_at_once(data_dir: Path, first: signal.Signals, se
             # The drain has begun, and cannot come to an end.
             node.wait_for("flush_stalled")
             assert node.process.poll() is None
+            time.sleep(ONE_REQUEST_S)  # sooner it would count as the first
             node.signal(second)
             assert node.wait(20) == 128 + second
         assert names(node) == ["listening", "stopping", "flush_stalled"]
@@ -182,6 +186,32 @@ def test_a_second_signal_stops_at_once(data_dir: Path, first: signal.Signals, se
     with node_process(data_dir) as node:
         assert node.stop() == 0
     assert query(data_dir / "key_values.sqlite", "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_two_signals_at_once_are_one_request(data_dir: Path) -> None:
+    """As `timeout` sends them, to the process and to its group."""
+    with node_process(data_dir, NEVER_BY_TIMER) as node, Client(node.url) as client:
+        assert client.put_value("id", "value").status == 204
+        node.signal(signal.SIGTERM)
+        node.signal(signal.SIGTERM)
+        assert node.wait() == 0
+        assert node.printed == []
+    assert stored_values(data_dir) != {}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_nobody_reads_the_log_any_more(data_dir: Path, number: signal.Signals) -> None:
+    """It goes on, answers as always, and stops when it is told to."""
+    with node_process(data_dir, {"LOG__LEVEL": "debug"}) as node, Client(node.url) as client:
+        assert client.request("PUT", ENTRY, b"bytes").status == 201
+        node.stop_reading()
+        file = data_dir / "artifacts" / "acme/app/ccache/aa/bb/aabb"
+        file.write_bytes(b"BYTES!")
+        assert client.request("GET", ENTRY).status == 404  # damaged, which is logged
+        assert client.request("PUT", ENTRY, b"bytes").status == 201
+        node.signal(number)
+        assert node.wait() == 0
+    assert stored_artifacts(data_dir)
 
 
 # --- faults ---------------------------------------------------------------------------------------

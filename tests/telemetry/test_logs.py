@@ -1,6 +1,8 @@
 """Logs: one JSON line per record, filtered by level, without what must not be in them."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Literal
@@ -92,3 +94,17 @@ def test_traceback_without_local_variables(
     assert "ZeroDivisionError" in line
     assert "in fail" in line or '"name": "fail"' in line
     assert "secret-token" not in line
+
+
+def test_a_line_that_nobody_takes_is_lost_and_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        logs.configure("info", "json")
+        structlog.get_logger().error("nobody_listens", padding="x" * 100_000)
+        outlet = logs.Outlet(stream)
+        outlet.write("line" * 100_000)
+        outlet.flush()
+        assert outlet.lost > 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is buffered has to go somewhere

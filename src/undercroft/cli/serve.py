@@ -23,6 +23,9 @@ EXIT_CRASHED = 1
 EXIT_UNUSABLE = 2
 """Settings, address, data directory or databases cannot be used as they are; the line says what to do."""
 
+# Some programs signal a process and its group, so that it hears of one request twice.
+ONE_REQUEST_S = 0.2
+
 
 def serve(
     data_dir: Annotated[
@@ -74,9 +77,13 @@ async def _run(settings: Settings) -> Crash | None:
 
 
 def _on_signal(number: signal.Signals, node: Node) -> None:
-    if node.stopping:
+    now = asyncio.get_running_loop().time()
+    if not node.stopping:
+        # First of all: a log that cannot be written must not keep anybody from stopping.
+        node.request_stop()
+        node.stop_asked_at = now
+        log.info("stopping", signal=number.name)
+    elif now - node.stop_asked_at >= ONE_REQUEST_S:
         # Asked twice: nothing more is written, which the data survives like a SIGKILL.
-        sys.stderr.write("undercroft: stopped at once by a second signal\n")
+        logs.Outlet(sys.stderr).write("undercroft: stopped at once by a second signal\n")
         os._exit(128 + number)
-    log.info("stopping", signal=number.name)
-    node.request_stop()

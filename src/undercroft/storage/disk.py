@@ -22,6 +22,13 @@ from undercroft.storage.layout import artifact_path
 
 READ_BYTES = 1 << 20
 
+# A link is not followed, and a pipe not waited for, which would take the event loop along: neither is a
+# file of ours.
+OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+# What a symbolic link, a socket and a device without a driver answer to that.
+NO_FILE = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
+
 
 class OpenFile(NamedTuple):
     """An open file; whoever has it closes the descriptor."""
@@ -187,12 +194,22 @@ class Disk:
         return temporary.finish(fsync=self._fsync)
 
     def open(self, key: str) -> OpenFile | None:
-        """Opens an artifact for reading, None when there is none. Raises other OSErrors."""
+        """Opens an artifact for reading, None when there is none. Raises other OSErrors.
+
+        Whatever else somebody put under its name is none either.
+        """
         try:
-            descriptor = os.open(artifact_path(self.artifacts, key), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(artifact_path(self.artifacts, key), OPEN_FLAGS)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno in NO_FILE:
+                return None
+            raise
         status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            return None
         return OpenFile(descriptor, status.st_size, status.st_ino, status.st_mtime_ns)
 
     def delete(self, key: str) -> int | None:
@@ -299,10 +316,8 @@ class CheckedFile:
 
     def open(self) -> bool:
         """Opens it; answers whether it is there. Raises OSError, also for what is no regular file. Blocks."""
-        # A link is not followed, and a pipe not waited for: neither is a file of ours.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            self._descriptor = os.open(self.path, flags)
+            self._descriptor = os.open(self.path, OPEN_FLAGS)
         except (FileNotFoundError, NotADirectoryError):
             return False
         status = os.fstat(self._descriptor)

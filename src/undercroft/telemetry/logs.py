@@ -2,11 +2,34 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
 from structlog.processors import ExceptionRenderer, JSONRenderer
 from structlog.tracebacks import ExceptionDictTransformer
+
+
+class Outlet:
+    """Where lines go. Whoever read them may be gone, which must not stop whoever writes them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost = 0
+        """Lines that nobody took."""
+
+    def write(self, text: str) -> None:
+        """Writes a line, or loses it."""
+        try:
+            self._stream.write(text)
+        except (OSError, ValueError):  # a pipe without a reader, a full disk; closed by the interpreter
+            self.lost += 1
+
+    def flush(self) -> None:
+        """Hands on what is buffered, or loses it."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.lost += 1
 
 
 def configure(
@@ -28,6 +51,6 @@ def configure(
             *renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", Outlet(sys.stderr))),
         cache_logger_on_first_use=True,
     )
