@@ -24,7 +24,7 @@ from undercroft.errors import (
 )
 from undercroft.settings_sections import UploadsSection
 from undercroft.storage.capacity import Capacity, Reservation
-from undercroft.storage.upload import Arrival, Upload, told_of_no_room
+from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Upload, told_of_no_room
 from undercroft.supervisor import Jobs
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
@@ -66,6 +66,7 @@ class _Part:
 class _Session:
     owner: Owner
     key: str
+    origin: Origin
     used_at: float
     parts: dict[int, _Part] = field(default_factory=dict)
     size: int = 0
@@ -137,12 +138,12 @@ class MultipartUploads:
 
     # --- what clients do --------------------------------------------------------------------------
 
-    def start(self, owner: Owner, key: str) -> str:
+    def start(self, owner: Owner, key: str, origin: Origin = UNKNOWN_ORIGIN) -> str:
         """Begins an upload; answers its id, which nobody can guess. Raises `CapacityError`."""
         if len(self._sessions) >= MAX_UPLOADS:
             raise CapacityError(f"{MAX_UPLOADS} uploads in parts are going on: no room for another one now")
         upload_id = str(uuid.uuid4())
-        self._sessions[upload_id] = _Session(owner, key, self._clock())
+        self._sessions[upload_id] = _Session(owner, key, origin, self._clock())
         return upload_id
 
     def expect(self, owner: Owner, upload_id: str) -> None:
@@ -274,7 +275,7 @@ class MultipartUploads:
         parts = [session.parts[number] for number in sorted(session.parts)]
         result, reason = "error", ""
         try:
-            taken = await self._publish(session.key, parts, expected_sha256)
+            taken = await self._publish(session, parts, expected_sha256)
             stored = await self._artifacts.acknowledged(taken)
             result = stored.value
         except asyncio.CancelledError:
@@ -290,14 +291,14 @@ class MultipartUploads:
             self._tell(session.size, result, reason)
         return stored
 
-    async def _publish(self, key: str, parts: list[_Part], expected_sha256: str | None) -> Taken:
+    async def _publish(self, session: _Session, parts: list[_Part], expected_sha256: str | None) -> Taken:
         """Moves all parts to the end of the first, one by one, and publishes that.
 
         The disk never holds more than one part twice, and the first, often the only one, is not copied
         at all: its digest goes on from where it was.
         """
         whole, *others = parts
-        arrival = Arrival(key, whole.upload, replace=False, expected_sha256=expected_sha256)
+        arrival = Arrival(session.key, whole.upload, False, expected_sha256, session.origin)
         run = self._artifacts.threads.run
         with told_of_no_room(whole.upload):
             await run(whole.upload.resume)

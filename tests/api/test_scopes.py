@@ -98,6 +98,21 @@ async def test_key_values(rig: Rig) -> None:
     assert await get("main", "~pr:x") == "trusted"
 
 
+async def test_who_wrote_a_module_in_parts(rig: Rig) -> None:
+    query, headers = f"{QUERY}&hash=abcd&name=n", rig.headers["main"] | {"user-agent": "tuist/4"}
+    post = rig.served.client.post
+    upload = (await post(f"/api/cache/module/start{query}", headers=headers)).json()["upload_id"]
+    part = f"/api/cache/module/part{QUERY}&upload_id={upload}&part_number=1"
+    assert (await post(part, content=b"1", headers=headers)).status_code == 204
+    # Bound to who began it, in whatever scope: another's is not there.
+    assert (await post(part, content=b"1", headers=rig.headers["pr"])).status_code == 404
+    complete = f"/api/cache/module/complete{QUERY}&upload_id={upload}"
+    assert (await post(complete, json={"parts": [1]}, headers=headers)).status_code == 204
+    await rig.served.node.artifacts.flush()
+    rows = rig.served.rows("SELECT written_by, tool, user_agent FROM cache_artifacts")
+    assert rows == [("main", "module", "tuist/4")]
+
+
 async def test_who_wrote_it_is_kept_with_the_artifact(rig: Rig) -> None:
     headers = rig.headers["main"] | {"user-agent": "ccache/4.7.5 \t(test)"}
     await rig.served.client.put(CCACHE.path("0" * 64), content=b"1", headers=headers)

@@ -169,12 +169,12 @@ class ArtifactRoutes:
                 declared_size=size,
                 replace=self.replace,
                 expected_sha256=expected_sha256,
-                origin=self._origin(request),
+                origin=self.origin(request),
             )
             upload.result, upload.bytes = stored.value, body.received
         return stored
 
-    def _origin(self, request: Request) -> Origin:
+    def origin(self, request: Request) -> Origin:
         """Who writes. What a client calls itself may be anything, and is shown to people."""
         agent = request.headers.get(b"user-agent", b"")[:USER_AGENT_BYTES].decode("latin-1")
         printable = "".join(character if character.isprintable() else "?" for character in agent)

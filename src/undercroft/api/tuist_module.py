@@ -149,10 +149,10 @@ class TuistModuleApi:
     async def start(self, request: Request) -> None:
         """Begins an upload unless there is nothing to upload."""
         key = _key(request)
-        there = await self._modules.is_stored(request, key)
-        upload_id = (
-            None if there else self._uploads.start(_owner(request), scoped_key(key, request.caller.scope))
-        )
+        upload_id = None
+        if not await self._modules.is_stored(request, key):
+            own_key = scoped_key(key, request.caller.scope)
+            upload_id = self._uploads.start(_owner(request), own_key, self._modules.origin(request))
         await responses.json(request, 200, Begun(upload_id))
 
     async def part(self, request: Request) -> None:
