@@ -1,7 +1,6 @@
 """The service of artifacts: bytes under a key, on disk, with a row that says what they must be."""
 
 import asyncio
-import enum
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal, NamedTuple
@@ -23,7 +22,16 @@ from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.disk import Disk, OpenFile, sha256_of
 from undercroft.storage.disk_threads import DiskThreads
 from undercroft.storage.key_locks import KeyLocks
-from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Upload, nobody, told_of_no_room
+from undercroft.storage.open_artifact import OpenArtifact
+from undercroft.storage.upload import (
+    UNKNOWN_ORIGIN,
+    Arrival,
+    Origin,
+    Stored,
+    Upload,
+    nobody,
+    told_of_no_room,
+)
 from undercroft.storage.verified_files import VerifiedFiles
 
 log = structlog.get_logger(__name__)
@@ -35,42 +43,12 @@ ArtifactRows = SQLiteBuffer[CacheArtifactsState, ArtifactEvent]
 VERIFY_MAX_BYTES = 64 << 20
 
 
-class Stored(enum.Enum):
-    """What became of an upload."""
-
-    CREATED = "created"
-    REPLACED = "replaced"
-    EXISTS = "exists"
-
-
 class Taken(NamedTuple):
     """What became of an upload, and the commits of its row and of its transfer, if they are to come."""
 
     stored: Stored
     row: Ticket | None
     upload: Ticket | None
-
-
-class OpenArtifact(NamedTuple):
-    """An artifact open for reading; whoever has it closes it.
-
-    `size` is in bytes, `content_sha256` 64 lowercase hex digits where it is known. Where only that is
-    asked for there is no descriptor (-1).
-    """
-
-    descriptor: int
-    size: int
-    content_sha256: str | None
-    reached: Callable[[int], Awaitable[None]] | None = None
-    """For a file that is still being written: returns when so many bytes can be read; raises if they
-    will never be. The last ones only can when all are known to be right."""
-    start: int = 0
-    """Where in the file the artifact begins, for one that lies behind what the node keeps about it."""
-
-    def close(self) -> None:
-        """Gives the descriptor back. Once."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
 
 
 async def _no_eviction(_size: int) -> bool:
