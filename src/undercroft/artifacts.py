@@ -21,6 +21,7 @@ from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.disk import Disk, OpenFile, sha256_of
 from undercroft.storage.disk_threads import DiskThreads
+from undercroft.storage.healing import Healing
 from undercroft.storage.key_locks import KeyLocks
 from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.storage.upload import (
@@ -38,8 +39,8 @@ log = structlog.get_logger(__name__)
 
 ArtifactRows = SQLiteBuffer[CacheArtifactsState, ArtifactEvent]
 
-# The first time a file of at most this size is served after a start its digest is checked. A larger
-# one would keep its first reader waiting for seconds; it is checked by its size.
+# The first time a file of at most this size is served, or stored again, after a start its digest is
+# checked. A larger one would keep whoever comes first waiting for seconds; it is checked by its size.
 VERIFY_MAX_BYTES = 64 << 20
 
 
@@ -87,6 +88,7 @@ class CacheArtifacts:
         self._waits = ack == "committed"
         self.threads = DiskThreads()
         self._verified = VerifiedFiles[ArtifactAccess]()
+        self._healing = Healing(disk, self._verified)
         # A new file under an old name, while it is being renamed: its inode and the row to come.
         self._replacing: dict[str, tuple[int, ArtifactAccess]] = {}
         self.locks = KeyLocks()
@@ -168,7 +170,7 @@ class CacheArtifacts:
         if file is None:
             return None
         try:
-            row = self._verified.row(key, file)
+            row = self._verified.row(key, file, surely=surely)
             if row is not None:
                 self.track_access(row)
             else:
@@ -190,13 +192,14 @@ class CacheArtifacts:
         if row is None:
             return None
         whole = row.size_bytes == file.size
-        if whole and row.content_sha256 is not None and (surely or file.size <= VERIFY_MAX_BYTES):
+        surely = surely or file.size <= VERIFY_MAX_BYTES
+        if whole and row.content_sha256 is not None and surely:
             whole = await self.threads.run(sha256_of, file) == row.content_sha256
         if not whole:
             await self.quarantine(row, file)
             return None
         if self._is_current(row):
-            self._verified.add(file, row)
+            self._verified.add(file, row, surely=surely)
             self.track_access(row)
         return row
 
@@ -352,7 +355,7 @@ class CacheArtifacts:
             if upload.published:
                 upload.discard()
                 return row
-            if old is not None and self._disk.size(key) == old.size_bytes:
+            if old is not None and self._healing.stays(old, file, hash_up_to=VERIFY_MAX_BYTES):
                 return None
         # A file without a row, or damaged, is healed like one that is to be replaced.
         self._disk.publish_over(file, key)
