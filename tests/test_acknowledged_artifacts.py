@@ -7,10 +7,10 @@ import apsw
 import pytest
 
 from tests.support.artifact_rig import KEY, ArtifactRig
-from undercroft.artifacts import Stored
 from undercroft.buffers import BufferSettings
 from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.errors import BufferFullError, CommitTimeoutError
+from undercroft.storage.upload import Stored
 
 
 async def test_already_there_waits_for_the_commit_of_whoever_stored_it(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from tests.support.disk_faults import ERRORS, fault
 from tests.support.folders import artifact_files, files_under, temporary_files
 from tests.support.leaks import open_files
 from undercroft import artifacts
-from undercroft.artifacts import Stored
 from undercroft.buffers import BufferSettings
 from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.errors import (
@@ -27,6 +26,7 @@ from undercroft.errors import (
     DigestMismatchError,
     TooLargeError,
 )
+from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 
 OpenRig = Callable[..., Awaitable[ArtifactRig]]

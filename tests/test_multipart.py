@@ -15,7 +15,6 @@ from tests.support.disk_faults import ERRORS, fault
 from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
 from undercroft import multipart
-from undercroft.artifacts import Stored
 from undercroft.errors import (
     BadRequestError,
     CapacityError,
@@ -27,6 +26,7 @@ from undercroft.errors import (
 )
 from undercroft.multipart import MultipartUploads, Owner
 from undercroft.settings_sections import UploadsSection
+from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 
 KEY = "acc/proj/module/builds/ab/cd/abcdef/name"

@@ -1,7 +1,6 @@
 """The service of artifacts: bytes under a key, on disk, with a row that says what they must be."""
 
 import asyncio
-import enum
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal, NamedTuple
@@ -22,25 +21,27 @@ from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.disk import Disk, OpenFile, sha256_of
 from undercroft.storage.disk_threads import DiskThreads
+from undercroft.storage.healing import Healing
 from undercroft.storage.key_locks import KeyLocks
-from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Upload, nobody, told_of_no_room
+from undercroft.storage.open_artifact import OpenArtifact
+from undercroft.storage.upload import (
+    UNKNOWN_ORIGIN,
+    Arrival,
+    Origin,
+    Stored,
+    Upload,
+    nobody,
+    told_of_no_room,
+)
 from undercroft.storage.verified_files import VerifiedFiles
 
 log = structlog.get_logger(__name__)
 
 ArtifactRows = SQLiteBuffer[CacheArtifactsState, ArtifactEvent]
 
-# The first time a file of at most this size is served after a start its digest is checked. A larger
-# one would keep its first reader waiting for seconds; it is checked by its size.
+# The first time a file of at most this size is served, or stored again, after a start its digest is
+# checked. A larger one would keep whoever comes first waiting for seconds; it is checked by its size.
 VERIFY_MAX_BYTES = 64 << 20
-
-
-class Stored(enum.Enum):
-    """What became of an upload."""
-
-    CREATED = "created"
-    REPLACED = "replaced"
-    EXISTS = "exists"
 
 
 class Taken(NamedTuple):
@@ -49,28 +50,6 @@ class Taken(NamedTuple):
     stored: Stored
     row: Ticket | None
     upload: Ticket | None
-
-
-class OpenArtifact(NamedTuple):
-    """An artifact open for reading; whoever has it closes it.
-
-    `size` is in bytes, `content_sha256` 64 lowercase hex digits where it is known. Where only that is
-    asked for there is no descriptor (-1).
-    """
-
-    descriptor: int
-    size: int
-    content_sha256: str | None
-    reached: Callable[[int], Awaitable[None]] | None = None
-    """For a file that is still being written: returns when so many bytes can be read; raises if they
-    will never be. The last ones only can when all are known to be right."""
-    start: int = 0
-    """Where in the file the artifact begins, for one that lies behind what the node keeps about it."""
-
-    def close(self) -> None:
-        """Gives the descriptor back. Once."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
 
 
 async def _no_eviction(_size: int) -> bool:
@@ -109,6 +88,7 @@ class CacheArtifacts:
         self._waits = ack == "committed"
         self.threads = DiskThreads()
         self._verified = VerifiedFiles[ArtifactAccess]()
+        self._healing = Healing(disk, self._verified)
         # A new file under an old name, while it is being renamed: its inode and the row to come.
         self._replacing: dict[str, tuple[int, ArtifactAccess]] = {}
         self.locks = KeyLocks()
@@ -190,7 +170,7 @@ class CacheArtifacts:
         if file is None:
             return None
         try:
-            row = self._verified.row(key, file)
+            row = self._verified.row(key, file, surely=surely)
             if row is not None:
                 self.track_access(row)
             else:
@@ -212,13 +192,14 @@ class CacheArtifacts:
         if row is None:
             return None
         whole = row.size_bytes == file.size
-        if whole and row.content_sha256 is not None and (surely or file.size <= VERIFY_MAX_BYTES):
+        surely = surely or file.size <= VERIFY_MAX_BYTES
+        if whole and row.content_sha256 is not None and surely:
             whole = await self.threads.run(sha256_of, file) == row.content_sha256
         if not whole:
             await self.quarantine(row, file)
             return None
         if self._is_current(row):
-            self._verified.add(file, row)
+            self._verified.add(file, row, surely=surely)
             self.track_access(row)
         return row
 
@@ -374,7 +355,7 @@ class CacheArtifacts:
             if upload.published:
                 upload.discard()
                 return row
-            if old is not None and self._disk.size(key) == old.size_bytes:
+            if old is not None and self._healing.stays(old, file, hash_up_to=VERIFY_MAX_BYTES):
                 return None
         # A file without a row, or damaged, is healed like one that is to be replaced.
         self._disk.publish_over(file, key)

@@ -8,12 +8,13 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from undercroft.artifacts import CacheArtifacts, OpenArtifact
+from undercroft.artifacts import CacheArtifacts
 from undercroft.errors import ObjectStoreError, UndercroftError
 from undercroft.s3.object_store import ObjectStore, RemoteBody, RemoteObject
 from undercroft.s3.patience import in_time
 from undercroft.s3.transfers import S3Transfers
 from undercroft.settings_sections import ObjectStoreSection
+from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.storage.upload import Arrival, Upload
 
 log = structlog.get_logger(__name__)

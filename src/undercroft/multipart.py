@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
-from undercroft.artifacts import CacheArtifacts, Stored, Taken
+from undercroft.artifacts import CacheArtifacts, Taken
 from undercroft.errors import (
     BadRequestError,
     CapacityError,
@@ -24,7 +24,7 @@ from undercroft.errors import (
 )
 from undercroft.settings_sections import UploadsSection
 from undercroft.storage.capacity import Capacity, Reservation
-from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Upload, told_of_no_room
+from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Stored, Upload, told_of_no_room
 from undercroft.supervisor import Jobs
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import structlog
 
-from undercroft.artifacts import CacheArtifacts, OpenArtifact
+from undercroft.artifacts import CacheArtifacts
 from undercroft.errors import DigestMismatchError, ObjectStoreError, UndercroftError
 from undercroft.hydration import Cleaning, Hydration, HydrationTimes, Outdated
 from undercroft.s3.concurrency import Pauses, StorePace
 from undercroft.s3.object_store import ObjectStore, RemoteObject
 from undercroft.s3.patience import in_time
 from undercroft.s3.transfers import S3Transfers
+from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.supervisor import Jobs
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events

@@ -13,7 +13,7 @@ import pytest
 from tests.support.leaks import open_files
 from tests.support.served_node import ServedNode
 from undercroft.api import responses
-from undercroft.artifacts import OpenArtifact
+from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.telemetry import events
 
 from .dialects import CCACHE, DIALECTS, FREE_NAMES, GRADLE, TUIST_CAS, TURBOREPO, DialectCase

@@ -45,6 +45,15 @@ async def test_blob_sent_again(served: ServedNode) -> None:
     assert served.node.capacity.used == len(BLOB)
 
 
+async def test_blob_sent_again_heals_one_that_was_damaged_and_not_read_since(served: ServedNode) -> None:
+    await served.client.put(CAS, content=BLOB)
+    (file,) = (path for path in (served.folder / "artifacts").rglob("*") if path.is_file())
+    file.write_bytes(BLOB[:-1] + b"?")
+    assert (await served.client.put(CAS, content=BLOB)).status_code == 200
+    assert (await served.client.get(CAS)).content == BLOB
+    assert served.node.capacity.used == len(BLOB)
+
+
 async def test_blob_is_verified(served: ServedNode) -> None:
     refused = await served.client.put(CAS, content=b"another blob")
     assert refused.status_code == 400

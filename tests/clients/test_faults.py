@@ -58,9 +58,6 @@ def test_with_damaged_artifacts(client: BuildClient, both_builds: BothBuilds, tm
         url = node.url + client.path
         build = client.build(both_builds.project, url, tmp_path / "build")
         healed = client.build(both_builds.project, url, tmp_path / "healed")
-        if healed.hits < healed.cacheable:
-            # Blobs stored by their digest the node may take for there already, until somebody reads them.
-            healed = client.build(both_builds.project, url, tmp_path / "healed-again")
         assert node.stop() == 0
     _assert_right(build, both_builds)
     assert build.hits == 0

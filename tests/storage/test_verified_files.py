@@ -43,3 +43,12 @@ def test_the_oldest_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch
     for key in ("a", "b", "a", "c"):
         files.add(FILE, row(key))
     assert [key for key in ("a", "b", "c") if files.row(key, FILE)] == ["a", "c"]
+
+
+def test_who_wants_to_be_sure_knows_only_what_was_surely_verified() -> None:
+    files = VerifiedFiles[ArtifactAccess]()
+    files.add(FILE, row(), surely=False)
+    assert files.row("k", FILE) == row()
+    assert files.row("k", FILE, surely=True) is None
+    files.add(FILE, row())
+    assert files.row("k", FILE, surely=True) == row()

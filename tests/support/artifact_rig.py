@@ -11,7 +11,7 @@ import apsw
 
 from tests.support.faulty_table import FaultyTable
 from tests.support.recorded_events import RecordedEvents
-from undercroft.artifacts import CacheArtifacts, OpenArtifact, Stored
+from undercroft.artifacts import CacheArtifacts
 from undercroft.buffers import BufferSettings, SQLiteBuffer
 from undercroft.buffers.cache_artifacts import ArtifactEvent, CacheArtifactsBuffer, CacheArtifactsState
 from undercroft.buffers.s3_transfers import S3TransfersBuffer, S3TransfersState, TransferEvent
@@ -20,6 +20,8 @@ from undercroft.database.schema import NODE
 from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Volume
 from undercroft.storage.disk import Disk
+from undercroft.storage.open_artifact import OpenArtifact
+from undercroft.storage.upload import Stored
 
 KEY = "acc/proj/xcode/ab/cd/abcdef"
 

@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 
 from tests.support.memory_store import MemoryStore
 from tests.support.served_node import PATIENCE_S, ServedNode, served_node
-from undercroft.artifacts import Stored
 from undercroft.config import Settings
 from undercroft.errors import ObjectStoreError
 from undercroft.node import Node, running
+from undercroft.storage.upload import Stored
 from undercroft.workers import clean_project
 from undercroft.workers.clean_project import CleanProject
 

@@ -18,13 +18,13 @@ from tests.support import memory_store
 from tests.support.folders import artifact_files
 from tests.support.locks import lock_of_another_connection
 from undercroft import clock
-from undercroft.artifacts import Stored
 from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.buffers.key_values import KeyValueAccess
 from undercroft.clock import now_us
 from undercroft.errors import ClosedError, DatabaseLockedError, ObjectStoreError
 from undercroft.s3.object_store import ObjectStoreSettings, open_object_store
 from undercroft.storage.layout import key_value_key
+from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 from undercroft.workers import clean_jobs, clean_objects, clean_stages
 from undercroft.workers.clean_jobs import CleanJob, CleanJobs

@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 from tests.support.artifact_rig import QUIET, ArtifactRig
 from tests.support.folders import artifact_files
 from tests.support.locks import lock_of_another_connection
-from undercroft.artifacts import Stored
 from undercroft.database import transaction
 from undercroft.errors import CapacityError
 from undercroft.storage.capacity import Volume
+from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 from undercroft.workers import disk_eviction
 from undercroft.workers.disk_eviction import DiskEviction

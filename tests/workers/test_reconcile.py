@@ -21,7 +21,6 @@ from tests.support.folders import artifact_files, files_under
 from tests.support.leaks import open_files
 from tests.support.reconcile_rig import FakeStore, FakeTime, ReconcileRig, cancelled, make_old
 from tests.test_artifacts import Gate
-from undercroft.artifacts import Stored
 from undercroft.buffers import BufferSettings
 from undercroft.clock import now_us
 from undercroft.database import Database
@@ -29,6 +28,7 @@ from undercroft.errors import BufferFullError, ClosedError
 from undercroft.storage.boot import boot_id
 from undercroft.storage.disk import CheckedFile, Disk, identity_at
 from undercroft.storage.layout import artifact_key
+from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 from undercroft.workers import reconcile_files
 from undercroft.workers.pace import Pace

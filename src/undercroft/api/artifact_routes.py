@@ -10,10 +10,11 @@ from undercroft import errors as node_errors
 from undercroft.api import responses
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
-from undercroft.artifacts import CacheArtifacts, OpenArtifact, Stored
+from undercroft.artifacts import CacheArtifacts
 from undercroft.read_through import Lookup, ReadThrough, Source
 from undercroft.storage.layout import scoped_key
-from undercroft.storage.upload import Origin
+from undercroft.storage.open_artifact import OpenArtifact
+from undercroft.storage.upload import Origin, Stored
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 

@@ -10,9 +10,9 @@ from undercroft.api.artifact_routes import FOUND, NOT_STORED
 from undercroft.api.request import Request
 from undercroft.api.routing import OCTETS, Route
 from undercroft.api.services import Services
-from undercroft.artifacts import Stored
 from undercroft.errors import InvalidKeyError
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
+from undercroft.storage.upload import Stored
 
 _BAZEL_HASH = re.compile(r"[0-9a-f]{64}")
 

@@ -8,8 +8,8 @@ from undercroft.api import responses
 from undercroft.api.action_result import Named, UnreadableError, named_by_action_result, named_by_tree
 from undercroft.api.artifact_routes import Admitted, ArtifactRoutes
 from undercroft.api.request import Request
-from undercroft.artifacts import OpenArtifact
 from undercroft.errors import TooLargeError
+from undercroft.storage.open_artifact import OpenArtifact
 
 _T = TypeVar("_T")
 

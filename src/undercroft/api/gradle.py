@@ -5,8 +5,8 @@ from undercroft.api.artifact_routes import FOUND, NOT_STORED
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
-from undercroft.artifacts import Stored
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
+from undercroft.storage.upload import Stored
 
 
 class GradleApi:

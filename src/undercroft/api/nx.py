@@ -9,8 +9,8 @@ from undercroft.api.errors import Answers
 from undercroft.api.request import Request
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
-from undercroft.artifacts import Stored
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
+from undercroft.storage.upload import Stored
 
 TEXT = b"text/plain; charset=utf-8"
 

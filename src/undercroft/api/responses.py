@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from undercroft.api.request import Request
-from undercroft.artifacts import OpenArtifact
+from undercroft.storage.open_artifact import OpenArtifact
 
 # A file of at most this size is sent as one body; of a larger one this much is in memory at a time.
 CHUNK_BYTES = 1 << 20

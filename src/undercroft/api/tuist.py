@@ -12,9 +12,9 @@ from undercroft.api.request import Request
 from undercroft.api.routing import COMPONENT, JSON, OCTETS, Route
 from undercroft.api.services import Services
 from undercroft.api.tuist_project import HANDLES, project_in
-from undercroft.artifacts import Stored
 from undercroft.errors import BadRequestError
 from undercroft.storage.layout import artifact_key, key_value_key, safe_component
+from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 
 CHECKSUM = b"tuist-checksum-sha256"

@@ -12,8 +12,8 @@ import msgspec
 from undercroft.api import responses
 from undercroft.api.artifact_routes import Admitted
 from undercroft.api.request import Request
-from undercroft.artifacts import OpenArtifact
 from undercroft.errors import BadRequestError
+from undercroft.storage.open_artifact import OpenArtifact
 
 MAGIC = b"TURBO\x00\x00\x01"
 

@@ -1,5 +1,6 @@
 """Bytes on their way in: a small body waits in memory, a large one flows into a temporary file."""
 
+import enum
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,6 +109,14 @@ def told_of_no_room(upload: Upload) -> Iterator[None]:
         if is_full(error):
             raise CapacityError(f"no room on the disk for {upload.size} bytes now: {error}") from error
         raise
+
+
+class Stored(enum.Enum):
+    """What became of an upload."""
+
+    CREATED = "created"
+    REPLACED = "replaced"
+    EXISTS = "exists"
 
 
 def nobody(*_: object) -> None:

@@ -1,5 +1,6 @@
 """Which files were found to be what their rows say, so that they need not be asked about again."""
 
+import threading
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from undercroft.storage.disk import OpenFile
@@ -19,6 +20,10 @@ class Row(Protocol):
     def size_bytes(self) -> int:
         """The size it must have."""
 
+    @property
+    def content_sha256(self) -> str | None:
+        """The digest it must have, 64 lowercase hex digits; None where that is not known."""
+
 
 RowT = TypeVar("RowT", bound=Row)
 
@@ -27,32 +32,44 @@ class _Verified(NamedTuple, Generic[RowT]):
     inode: int
     modified_ns: int
     row: RowT
+    surely: bool
 
 
 class VerifiedFiles(Generic[RowT]):
     """Remembers the row of a file by the file's own identity: inode, size and time of last change.
 
     A file that was replaced by another process has another identity; what this process changes it
-    says with `forget`, since file systems use inodes again.
+    says with `forget`, since file systems use inodes again. The disk's threads add files, too.
     """
 
     def __init__(self) -> None:
+        self._adding = threading.Lock()
         self._files: dict[str, _Verified[RowT]] = {}
 
-    def row(self, key: str, file: OpenFile) -> RowT | None:
-        """The row of exactly this file, None when it was not verified yet."""
+    def row(self, key: str, file: OpenFile, *, surely: bool = False) -> RowT | None:
+        """The row of exactly this file, None when it was not verified yet.
+
+        `surely`: what was verified by its size alone does not count.
+        """
         known = self._files.get(key)
         if known is None or (known.inode, known.modified_ns) != (file.inode, file.modified_ns):
             return None
+        if surely and not known.surely:
+            return None
         return known.row if known.row.size_bytes == file.size else None
 
-    def add(self, file: OpenFile, row: RowT) -> None:
-        """Remembers; forgets the file that was added first when there are too many."""
-        self._files.pop(row.key, None)
-        self._files[row.key] = _Verified(file.inode, file.modified_ns, row)
-        if len(self._files) > MAX_FILES:
-            del self._files[next(iter(self._files))]
+    def add(self, file: OpenFile, row: RowT, *, surely: bool = True) -> None:
+        """Remembers; forgets the file that was added first when there are too many.
+
+        Not `surely`: by its size alone, though its row says more.
+        """
+        with self._adding:
+            self._files.pop(row.key, None)
+            self._files[row.key] = _Verified(file.inode, file.modified_ns, row, surely)
+            if len(self._files) > MAX_FILES:
+                del self._files[next(iter(self._files))]
 
     def forget(self, key: str) -> None:
         """Forgets a file that is gone."""
-        self._files.pop(key, None)
+        with self._adding:
+            self._files.pop(key, None)
