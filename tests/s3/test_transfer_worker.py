@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import apsw
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.artifact_rig import ArtifactRig
 from tests.support.fake_cleaning import FakeCleaning
@@ -700,6 +701,38 @@ async def test_after_an_outage_all_go_at_once(rig: WorkerRig, store: MemoryStore
     await rig.ended(2 * DOWN_AFTER + 1)
     assert len(store.contents()) == DOWN_AFTER + 1
     assert rig.worker.limit == 8
+
+
+async def test_an_outage_is_one_line_and_not_one_for_each_attempt(rig: WorkerRig, store: MemoryStore) -> None:
+    for key in KEYS[:20]:
+        await rig.store(b"content", key=key)
+    store.fail_always(BROKEN)
+    with capture_logs() as logs:
+        rig.start()
+        await rig.ended(8)
+        for attempted in range(9, 20):
+            rig.clock.now += 10
+            rig.transfers.committed_news.set()
+            await rig.ended(attempted)
+        store.heal()
+        rig.clock.now += 10
+        await rig.all_rows_gone()
+    told = [(entry["event"], entry["log_level"]) for entry in logs]
+    # The first ones may be told before it is known.
+    assert told.count(("transfer_retried", "info")) < DOWN_AFTER
+    assert sum(event == "transfer_retried" for event, _ in told) == 19
+    outage = [event for event, _ in told if event.startswith("object_store")]
+    assert outage == ["object_store_down", "object_store_back"]
+
+
+async def test_a_failure_without_an_outage_is_told(rig: WorkerRig, store: MemoryStore) -> None:
+    await rig.store(b"content")
+    store.fail_next(BROKEN)
+    with capture_logs() as logs:
+        rig.start()
+        await rig.all_rows_gone()
+    (retried,) = [entry for entry in logs if entry["event"] == "transfer_retried"]
+    assert (retried["log_level"], retried["key"], retried["error"]) == ("info", KEY, "broken")
 
 
 # --- failures -------------------------------------------------------------------------------------

@@ -251,7 +251,9 @@ class TransferWorker:
             self._blame.forget(transfer.id)
             log.warning("transfer_parked", **about, error=failure.reason)
             return "parked"
-        log.info("transfer_retried", **about, error=failure.reason, delay_ms=delay_us // 1_000)
+        # Of an outage one line tells, not one for each transfer that meets it.
+        tell = log.debug if failure.by_store and self._pace.is_down else log.info
+        tell("transfer_retried", **about, error=failure.reason, delay_ms=delay_us // 1_000)
         return "retried"
 
     def _store_failed(self, key: str | None, failure: Failure, begun: int) -> None:
