@@ -124,6 +124,65 @@ def test_wrong_value_is_named(environment: dict[str, str], name: str, value: str
     assert f"{setting} = {value!r}" in problems()
 
 
+def test_one_is_a_setting_and_not_settings(environment: dict[str, str]) -> None:
+    environment["UNDERCROFT_PORT"] = "http"
+    assert problems().startswith("1 wrong setting: port")
+
+
+@pytest.mark.parametrize("value", ["-5", "much", "5 elephants", "-5GB"])
+def test_what_is_no_size_is_told_what_one_is(environment: dict[str, str], value: str) -> None:
+    environment["UNDERCROFT_DISK__LIMIT_BYTES"] = value
+    message = problems()
+    assert f"disk.limit_bytes = {value!r}: not a size" in message
+    assert "write a number of bytes that is not negative, or one with a unit, like 25MiB or 200GB" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "TARGET_PERCENT",
+            "95",
+            "disk.target_percent = 95.0 is above disk.high_watermark_percent = 90.0: eviction begins",
+        ),
+        (
+            "HIGH_WATERMARK_PERCENT",
+            "97",
+            "disk.high_watermark_percent = 97.0 is above disk.limit_percent = 95.0: uploads",
+        ),
+        (
+            "LIMIT_PERCENT",
+            "85",
+            "disk.high_watermark_percent = 90.0 is above disk.limit_percent = 85.0: uploads",
+        ),
+    ],
+)
+def test_marks_that_contradict_each_other_are_both_named(
+    environment: dict[str, str], name: str, value: str, said: str
+) -> None:
+    environment[f"UNDERCROFT_DISK__{name}"] = value
+    assert problems().startswith(f"1 wrong setting: {said}")
+
+
+def test_a_bound_below_what_an_empty_database_takes(environment: dict[str, str]) -> None:
+    environment["UNDERCROFT_KEY_VALUES__MAX_DATABASE_BYTES"] = "1000000"
+    assert "key_values.max_database_bytes = '1000000'" in problems()
+    environment["UNDERCROFT_KEY_VALUES__MAX_DATABASE_BYTES"] = "1MiB"
+    assert load({}).key_values.max_database_bytes == 1 << 20
+
+
+def test_settings_of_an_object_store_without_its_url(environment: dict[str, str]) -> None:
+    environment["UNDERCROFT_OBJECT_STORE__REDIRECT"] = "true"
+    environment["UNDERCROFT_OBJECT_STORE__SECRET_ACCESS_KEY"] = "secret"
+    environment["UNDERCROFT_OBJECT_STORE__CONCURRENCY"] = "8"  # as it is anyway
+    assert load({}).object_store.without_effect() == [
+        "object_store.redirect",
+        "object_store.secret_access_key",
+    ]
+    environment["UNDERCROFT_OBJECT_STORE__URL"] = "s3://bucket"
+    assert load({}).object_store.without_effect() == []
+
+
 @pytest.mark.parametrize(
     "name", ["UNDERCROFT_PROT", "UNDERCROFT_BUFFERS__X", "UNDERCROFT_BUFFERS__KEY_VALUES__X"]
 )
@@ -151,7 +210,7 @@ def test_all_problems_are_told_together(environment: dict[str, str], toml: Path)
     environment["UNDERCROFT_BUFFERS__SHUTDOWN_MS"] = "soon"
     environment["UNDERCROFT_ELSE"] = "1"
     message = problems({"port": 99_999, "host": "0.0.0.0"}, toml)
-    assert message.startswith("7 wrong setting(s): ")
+    assert message.startswith("7 wrong settings: ")
     for name in ("unknown", "ack", "log.level", "buffers.shutdown_ms", "UNDERCROFT_ELSE", "port", "host"):
         assert name in message
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.folders import artifact_files
 from tests.support.memory_store import MemoryBody, MemoryStore
@@ -267,3 +268,19 @@ async def test_to_ask_whether_to_ask_is_no_probe(open_node: OpenNode, store: Slo
     keep(store, NEW)
     assert [served.node.read_through._may_ask(KEY) for _ in range(3)] == [True] * 3
     assert (await served.client.get(PATH)).content == NEW
+
+
+# --- without a store ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("settings", "told"), [({"redirect": True, "region": "eu-west-1"}, 1), ({}, 0)])
+async def test_settings_of_a_store_that_has_no_url_are_told_of(
+    tmp_path: Path, settings: dict[str, Any], told: int
+) -> None:
+    with capture_logs() as logs:
+        async with served_node(tmp_path / "node", object_store=settings):
+            pass
+    found = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert [entry["event"] for entry in found] == ["object_store_settings_without_url"] * told
+    names = [name for entry in found for name in entry["without_effect"]]
+    assert names == ["object_store.redirect", "object_store.region"] * told

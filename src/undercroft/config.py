@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from undercroft.errors import SettingsError
 from undercroft.settings_sections import (
+    CONTRADICTION,
     AuthSection,
     BuffersSection,
     DatabaseSection,
@@ -36,6 +37,14 @@ from undercroft.settings_sections import (
 )
 
 ENV_PREFIX = "UNDERCROFT_"
+
+_SIZES = "write a number of bytes that is not negative, or one with a unit, like 25MiB or 200GB"
+
+# For what pydantic says of its own.
+_BETTER_WORDS = {
+    "byte_size": f"not a size: {_SIZES}",
+    "byte_size_unit": f"not a size, its unit is unknown: {_SIZES}",
+}
 
 
 class Settings(Section):
@@ -103,7 +112,8 @@ def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
     except ValidationError as error:
         problems += [_problem(dict(detail)) for detail in error.errors()]
     if problems or settings is None:
-        raise SettingsError(f"{len(problems)} wrong setting(s): " + "; ".join(problems))
+        many = "settings" if len(problems) > 1 else "setting"
+        raise SettingsError(f"{len(problems)} wrong {many}: " + "; ".join(problems))
     return settings
 
 
@@ -138,8 +148,8 @@ def _problem(detail: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"{name} is no setting"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if not name:
+    message = _BETTER_WORDS.get(detail["type"]) or str(detail["msg"]).removeprefix("Value error, ")
+    if not name or detail["type"] == CONTRADICTION:
         return message
     shown = "(a secret)" if name in _secrets() else repr(detail["input"])
     return f"{name} = {shown}: {message}"

@@ -143,6 +143,9 @@ class Node:
 
     async def _check_object_store(self) -> None:
         """Raises `SettingsError` for what only settings can be to blame for; an outage is not."""
+        in_vain = self.settings.object_store.without_effect()
+        if in_vain:
+            log.warning("object_store_settings_without_url", without_effect=in_vain)
         if self.object_store is None:
             return
         try:

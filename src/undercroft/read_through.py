@@ -269,7 +269,7 @@ class ReadThrough:
     def _store_failed(self, key: str, begun: int, *, throttled: bool) -> None:
         self._remember_miss(key, Source.UNKNOWN)
         was_down = self._pace.is_down
-        self._pace.failed(begun, throttled=throttled)
+        self._pace.failed(begun, key, throttled=throttled)
         if self._pace.is_down and not was_down:
             log.warning("object_store_down", key=key)
 

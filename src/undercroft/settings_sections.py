@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from undercroft.buffers.settings import BufferSettings
 from undercroft.s3.object_store import ObjectStoreSettings
@@ -15,6 +16,14 @@ Bytes = Annotated[ByteSize, Field(ge=1)]
 _DEFAULT = BufferSettings()
 
 OBJECT_STORE_SCHEMES = ("s3://", "gs://", "az://", "file://")
+
+
+CONTRADICTION = "contradiction"
+"""The type of an error of several settings together; its message names all of them with their values."""
+
+
+def _contradiction(message: str) -> PydanticCustomError:
+    return PydanticCustomError(CONTRADICTION, "{message}", {"message": message})
 
 
 class Section(BaseModel):
@@ -134,10 +143,17 @@ class DiskSection(Section):
     @classmethod
     def _between_target_and_limit(cls, high: float, info: ValidationInfo) -> float:
         target, limit = info.data.get("target_percent", high), info.data.get("limit_percent", high)
+        # Each may be the one that was set, and the other the default.
         if target > high:
-            raise ValueError(f"eviction that begins there can never end at target_percent = {target}")
+            raise _contradiction(
+                f"disk.target_percent = {target} is above disk.high_watermark_percent = {high}: "
+                "eviction begins at the watermark and ends at the target below it"
+            )
         if high > limit:
-            raise ValueError(f"uploads are refused at limit_percent = {limit} before eviction would begin")
+            raise _contradiction(
+                f"disk.high_watermark_percent = {high} is above disk.limit_percent = {limit}: "
+                "uploads would be refused before eviction begins"
+            )
         return high
 
 
@@ -149,6 +165,7 @@ class KeyValuesSection(Section):
     )
     max_database_bytes: Bytes | None = Field(
         ByteSize(10 << 30),
+        ge=1 << 20,  # an empty one takes some of that
         description="bound on `key_values.sqlite` with its WAL, kept by eviction; none: no bound "
         "(bytes, or like `10GiB`)",
     )
@@ -204,6 +221,14 @@ class ObjectStoreSection(Section):
         500, description="delay before a transfer is tried again; doubles with each failure (ms)"
     )
     retry_max_delay_ms: NotNegative = Field(300_000, description="longest such delay (ms)")
+
+    def without_effect(self) -> list[str]:
+        """Dotted names of what was set in vain because there is no `url`."""
+        if self.url is not None:
+            return []
+        fields = type(self).model_fields
+        given = sorted(name for name in self.model_fields_set if getattr(self, name) != fields[name].default)
+        return [f"object_store.{name}" for name in given]
 
     def connection(self, url: str) -> ObjectStoreSettings:
         """What the client of the store needs to know."""

@@ -3,6 +3,7 @@
 from urllib.parse import quote
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.served_node import ServedNode
 
@@ -58,3 +59,22 @@ async def test_credentials_are_taken_unasked(served: ServedNode) -> None:
 async def test_what_is_in_no_layout_is_400(served: ServedNode, method: str, rest: str) -> None:
     assert (await served.client.request(method, f"{BASE}/{rest}")).status_code == 400
     await served.assert_nothing_stored()
+
+
+async def test_a_directory_where_an_artifact_belongs(served: ServedNode) -> None:
+    path, key = f"{BASE}/abcdef", "acc/proj/ccache/ab/cd/abcdef"
+    inside = served.folder / "artifacts" / key / "sub"
+    inside.mkdir(parents=True)
+    with capture_logs() as logs:
+        refused = await served.client.put(path, content=b"x")
+        assert (await served.client.get(path)).status_code == 404
+        assert (await served.client.delete(path)).status_code == 204
+    assert refused.status_code == 413
+    said = f"artifacts/{key} in the data directory is a directory with something in it: move it away"
+    assert said in refused.text
+    (told,) = [entry for entry in logs if entry["event"].startswith("request_")]
+    assert (told["event"], told["log_level"], told["error"]) == ("request_refused", "warning", said)
+    assert "exc_info" not in told
+    inside.rmdir()
+    assert (await served.client.put(path, content=b"x")).status_code == 201
+    assert (await served.client.get(path)).content == b"x"

@@ -1,6 +1,7 @@
 """`undercroft check`, as a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,8 +11,10 @@ import pytest
 
 from tests.support.node_process import node_process
 from tests.system.client import Client
+from undercroft.cli.check import MOST_SHOWN, shown
 from undercroft.database.connection import open_connection, transaction
 from undercroft.database.schema import KEY_VALUES, NODE, migrate
+from undercroft.database.upkeep import MAX_PROBLEMS
 
 PAGE = 4_096
 SQL = "INSERT INTO key_value_entries (key, json_payload, inserted_at, updated_at) VALUES (?, ?, 1, 1)"
@@ -82,6 +85,27 @@ def test_a_damaged_page_is_named_with_its_database(data_dir: Path, damaged: str)
     problems = [line for line in lines if line.startswith(f"{damaged}: ")]
     assert problems
     assert f"{damaged}: ok" not in problems
+
+
+def test_a_file_with_many_problems_is_said_in_a_few_lines(data_dir: Path) -> None:
+    path = data_dir / "key_values.sqlite"
+    with path.open("r+b") as file:
+        for page in range(10, path.stat().st_size // PAGE, 3):
+            file.seek(page * PAGE)
+            file.write(b"\xa5" * PAGE)
+    done = check("--data-dir", str(data_dir))
+    assert done.returncode == 1, done
+    *problems, last, other = done.stdout.splitlines()
+    assert len(problems) == MOST_SHOWN
+    assert re.fullmatch(r"key_values.sqlite: and (at least )?\d+ more", last)
+    assert other == "node.sqlite: ok"
+
+
+def test_few_problems_are_all_shown() -> None:
+    few = [f"problem {n}" for n in range(MOST_SHOWN)]
+    assert shown(few) == few
+    assert shown([*few, "one"]) == [*few, "and 1 more"]
+    assert shown(few * MAX_PROBLEMS)[-1].startswith("and at least ")
 
 
 def test_what_is_no_database_at_all_is_damaged(data_dir: Path) -> None:

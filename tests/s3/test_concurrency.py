@@ -1,8 +1,13 @@
 """How many transfers at once, by how they end."""
 
+import itertools
+
 import pytest
 
-from undercroft.s3.concurrency import DOWN_AFTER, TRANSFER_PAUSES, StorePace
+from undercroft.s3 import concurrency
+from undercroft.s3.concurrency import DOWN_AFTER, TRANSFER_PAUSES, Blame, StorePace, Verdict
+
+numbers = itertools.count()
 
 
 class Clock:
@@ -29,8 +34,9 @@ def succeed(pace: StorePace, times: int = 1) -> None:
 
 
 def fail(pace: StorePace, times: int = 1, *, throttled: bool = False) -> None:
+    """One key after the other."""
     for _ in range(times):
-        pace.failed(pace.begin(), throttled=throttled)
+        pace.failed(pace.begin(), f"key {next(numbers)}", throttled=throttled)
 
 
 def test_halves_when_throttled_down_to_one(pace: StorePace) -> None:
@@ -44,8 +50,8 @@ def test_halves_when_throttled_down_to_one(pace: StorePace) -> None:
 
 def test_halves_once_for_all_that_were_in_flight(pace: StorePace) -> None:
     begun = [pace.begin() for _ in range(8)]
-    for one in begun:
-        pace.failed(one, throttled=True)
+    for number, one in enumerate(begun):
+        pace.failed(one, f"key {number}", throttled=True)
     assert pace.limit == 4
     assert not pace.is_down
 
@@ -66,7 +72,7 @@ def test_recovers_by_one_for_each_limit_of_successes(pace: StorePace) -> None:
 
 def test_success_of_before_the_throttling_raises_nothing(pace: StorePace) -> None:
     begun = [pace.begin() for _ in range(8)]
-    pace.failed(begun[0], throttled=True)
+    pace.failed(begun[0], "key", throttled=True)
     for one in begun[1:]:
         pace.succeeded(one, "upload")
     assert pace.limit == 4
@@ -100,8 +106,8 @@ def test_pauses_double_up_to_the_longest(pace: StorePace, clock: Clock) -> None:
 
 def test_what_was_in_flight_when_it_went_down_does_not_lengthen_the_pause(pace: StorePace) -> None:
     begun = [pace.begin() for _ in range(8)]
-    for one in begun:
-        pace.failed(one, throttled=False)
+    for number, one in enumerate(begun):
+        pace.failed(one, f"key {number}", throttled=False)
     assert pace.pause_s == TRANSFER_PAUSES.first
 
 
@@ -113,27 +119,62 @@ def test_a_success_ends_the_outage_whenever_it_began(pace: StorePace) -> None:
     assert not pace.succeeded(pace.begin(), None)
 
 
-def test_works_only_after_a_while_without_an_outage(pace: StorePace, clock: Clock) -> None:
-    assert not pace.works("upload", 300)
+def test_one_key_alone_is_no_outage(pace: StorePace) -> None:
+    for _ in range(DOWN_AFTER * 3):
+        pace.failed(pace.begin(), "the same", throttled=False)
+        pace.failed(pace.begin(), None, throttled=False)
+    assert (pace.is_down, pace.limit, pace.pause_s, pace.outages) == (False, 8, 0.0, 0)
+
+
+def test_counts_outages_once_each(pace: StorePace) -> None:
+    for outages in (1, 2):
+        fail(pace, DOWN_AFTER + 5)
+        assert pace.outages == outages
+        succeed(pace)
+
+
+OF_THE_STORE, OF_ITS_OWN, FOR_GOOD = Verdict(False, False), Verdict(True, False), Verdict(True, True)
+
+
+def test_who_fails_while_others_succeed_is_to_blame(pace: StorePace) -> None:
+    blame = Blame(pace)
     succeed(pace)
-    assert not pace.works("upload", 300)  # for how long it did is not known yet
-    clock.now += 300
-    assert pace.works("upload", 300)
-    clock.now += 1
-    assert not pace.works("upload", 300)  # the success is too old
+    assert blame.judge("bad", "upload") == OF_THE_STORE  # it may have begun just now
+    assert blame.judge("bad", "upload") == OF_THE_STORE
     succeed(pace)
-    assert pace.works("upload", 300)
-    assert not pace.works("download", 300)
+    assert blame.judge("bad", "upload") == FOR_GOOD
+    assert blame.judge("bad", "upload") == OF_THE_STORE
+    succeed(pace)
+    blame.forget("bad")
+    assert blame.judge("bad", "upload") == OF_THE_STORE
+
+
+def test_success_of_another_kind_or_of_none_proves_nothing(pace: StorePace) -> None:
+    blame = Blame(pace)
+    blame.judge("bad", "download")
+    succeed(pace)
+    pace.succeeded(pace.begin(), None)
+    assert blame.judge("bad", "download") == OF_THE_STORE
+
+
+def test_nothing_is_given_up_right_after_an_outage(pace: StorePace) -> None:
+    blame = Blame(pace)
+    blame.judge("unlucky", "upload")
     fail(pace, DOWN_AFTER)
-    assert not pace.works("upload", 300)
     succeed(pace)
-    assert not pace.works("upload", 300)
-    clock.now += 300
-    assert pace.works("upload", 300)
+    assert blame.judge("unlucky", "upload") == OF_ITS_OWN
+    succeed(pace)
+    assert blame.judge("unlucky", "upload") == FOR_GOOD
+    succeed(pace)
+    fail(pace, DOWN_AFTER)
+    assert blame.judge("unlucky", "upload") == OF_ITS_OWN
 
 
-def test_success_without_a_kind_proves_nothing_of_any(pace: StorePace, clock: Clock) -> None:
-    pace.succeeded(pace.begin(), None)
-    clock.now += 10
-    pace.succeeded(pace.begin(), None)
-    assert not pace.works("upload", 10)
+def test_only_so_many_failures_are_remembered(pace: StorePace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency, "MOST_BLAMED", 2)
+    blame = Blame(pace)
+    for transfer in ("1", "2", "1", "3"):
+        blame.judge(transfer, "upload")
+    succeed(pace)
+    assert blame.judge("1", "upload").is_own
+    assert not blame.judge("2", "upload").is_own

@@ -87,7 +87,7 @@ class Rig:
 @pytest.fixture(params=["s3", "directory"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     if request.param == "directory":
-        folder = tmp_path / "made" / "here"
+        folder = tmp_path / "made"
         yield Rig("directory", ObjectStoreSettings(f"file://{folder}"), folder)
     else:
         endpoint: S3Endpoint = request.getfixturevalue("s3_endpoint")

@@ -154,8 +154,15 @@ def test_service_accounts_that_are_none(tmp_path: Path, content: str) -> None:
 
 
 def test_a_directory_is_made(tmp_path: Path) -> None:
-    opened(ObjectStoreSettings(f"file://{tmp_path}/a/b%20c"))
-    assert (tmp_path / "a" / "b c").is_dir()
+    opened(ObjectStoreSettings(f"file://{tmp_path}/b%20c"))
+    assert (tmp_path / "b c").is_dir()
+
+
+def test_parents_of_a_directory_are_not_made(tmp_path: Path) -> None:
+    """They may be where a file system is mounted at other times."""
+    text = refusal(ObjectStoreSettings(f"file://{tmp_path}/missing/bucket"))
+    assert f"{tmp_path}/missing is not there; mount or make it" in text
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_s3_of_the_settings() -> None:

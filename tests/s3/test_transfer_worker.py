@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import apsw
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.artifact_rig import ArtifactRig
 from tests.support.fake_cleaning import FakeCleaning
@@ -20,7 +21,7 @@ from tests.support.memory_store import MemoryStore
 from tests.support.recorded_events import RecordedEvents
 from tests.support.s3_endpoint import S3Endpoint
 from undercroft.errors import BufferFullError, ObjectStoreError
-from undercroft.s3 import moves, transfer_worker
+from undercroft.s3 import moves, transfer_worker, transfers
 from undercroft.s3.concurrency import DOWN_AFTER
 from undercroft.s3.object_names import object_name
 from undercroft.s3.object_store import ObjectStore, open_object_store
@@ -702,6 +703,38 @@ async def test_after_an_outage_all_go_at_once(rig: WorkerRig, store: MemoryStore
     assert rig.worker.limit == 8
 
 
+async def test_an_outage_is_one_line_and_not_one_for_each_attempt(rig: WorkerRig, store: MemoryStore) -> None:
+    for key in KEYS[:20]:
+        await rig.store(b"content", key=key)
+    store.fail_always(BROKEN)
+    with capture_logs() as logs:
+        rig.start()
+        await rig.ended(8)
+        for attempted in range(9, 20):
+            rig.clock.now += 10
+            rig.transfers.committed_news.set()
+            await rig.ended(attempted)
+        store.heal()
+        rig.clock.now += 10
+        await rig.all_rows_gone()
+    told = [(entry["event"], entry["log_level"]) for entry in logs]
+    # The first ones may be told before it is known.
+    assert told.count(("transfer_retried", "info")) < DOWN_AFTER
+    assert sum(event == "transfer_retried" for event, _ in told) == 19
+    outage = [event for event, _ in told if event.startswith("object_store")]
+    assert outage == ["object_store_down", "object_store_back"]
+
+
+async def test_a_failure_without_an_outage_is_told(rig: WorkerRig, store: MemoryStore) -> None:
+    await rig.store(b"content")
+    store.fail_next(BROKEN)
+    with capture_logs() as logs:
+        rig.start()
+        await rig.all_rows_gone()
+    (retried,) = [entry for entry in logs if entry["event"] == "transfer_retried"]
+    assert (retried["log_level"], retried["key"], retried["error"]) == ("info", KEY, "broken")
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 
@@ -762,6 +795,55 @@ async def test_parked_while_others_succeed_until_somebody_retries(
     rig.transfers.committed_news.set()
     assert (await rig.ended(7))[6] == ("upload", "moved", 7)
     assert await rig.transfer_rows() == []
+
+
+async def test_a_key_that_always_fails_is_no_outage_and_is_parked(
+    rig: WorkerRig, store: MemoryStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However soon after the start, and however often it fails."""
+    rig.start(max_attempts=2)
+    store.fail_on("put", KEY, BROKEN)
+    await rig.store(b"content")
+    await rig.telemetry.wait_for(events.TRANSFER, DOWN_AFTER + 2)
+    assert rig.worker.limit == 8
+    await rig.store(b"content", key=KEYS[0])
+    async with asyncio.timeout(PATIENCE_S):
+        ended = 0
+        while not any(row.parked for row in await rig.transfer_rows()):
+            await rig.telemetry.wait_for(events.TRANSFER, ended := ended + 1)
+    log = capsys.readouterr().out
+    assert "object_store_down" not in log
+    assert log.count("transfer_parked") == 1
+    assert [row.key for row in await rig.transfer_rows()] == [KEY]
+    assert list(store.contents()) == [KEYS[0]]
+
+
+async def test_a_name_that_a_real_store_cannot_take(tmp_path: Path, s3_endpoint: S3Endpoint) -> None:
+    """Where rclone has a directory it answers 500 to an upload of that name."""
+    rig = WorkerRig(tmp_path, open_object_store(s3_endpoint.settings(), RecordedEvents()))
+    await rig.open()
+    try:
+        in_the_way = s3_endpoint.bucket / object_name(KEY) / "sub"
+        in_the_way.mkdir(parents=True)
+        await rig.store(b"content")
+        rig.start(max_attempts=2)
+        await rig.telemetry.wait_for(events.TRANSFER, DOWN_AFTER + 1)
+        await rig.store(b"content", key=KEYS[0])
+        async with asyncio.timeout(PATIENCE_S):
+            ended = 0
+            while not any(row.parked for row in await rig.transfer_rows()):
+                await rig.telemetry.wait_for(events.TRANSFER, ended := ended + 1)
+        (listed,) = [page async for page in transfers.listed(rig.database)]
+        assert [(row.key, row.state) for row in listed] == [(KEY, "parked")]
+        assert "500" in (listed[0].last_error or "")
+        in_the_way.rmdir()
+        in_the_way.parent.rmdir()
+        assert await transfers.retry_parked(rig.database) == 1
+        rig.transfers.committed_news.set()
+        await rig.all_rows_gone()
+        assert s3_endpoint.files()[object_name(KEY)] == b"content"
+    finally:
+        await rig.close()
 
 
 async def test_a_store_that_takes_no_uploads_parks_none(rig: WorkerRig, store: MemoryStore) -> None:

@@ -67,6 +67,23 @@ def test_over_replaces(disk: Disk) -> None:
     assert content(disk) == b"second"
 
 
+def test_an_empty_directory_makes_way(disk: Disk, tmp_path: Path) -> None:
+    (tmp_path / "artifacts" / KEY).mkdir(parents=True)
+    assert not publish(disk, b"bytes", over=False)
+    assert publish(disk, b"bytes", over=True)
+    assert content(disk) == b"bytes"
+
+
+def test_a_directory_with_something_in_it_stays(disk: Disk, tmp_path: Path) -> None:
+    inside = tmp_path / "artifacts" / KEY / "sub"
+    inside.mkdir(parents=True)
+    with pytest.raises(DataDirectoryError, match=f"artifacts/{KEY} .* move it away"):
+        publish(disk, b"bytes", over=True)
+    assert disk.delete(KEY) is None
+    assert inside.is_dir()
+    assert temporary_files(tmp_path) == []
+
+
 def test_one_of_many_threads_wins(disk: Disk, tmp_path: Path) -> None:
     for round_number in range(20):
         key, together = f"{KEY}{round_number}", threading.Barrier(8)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import io
 import os
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -28,7 +29,7 @@ from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 from undercroft.workers import clean_jobs, clean_objects, clean_stages
 from undercroft.workers.clean_jobs import CleanJob, CleanJobs
-from undercroft.workers.clean_run import CleanRun
+from undercroft.workers.clean_run import CleanRun, in_words
 
 from .clean_rig import PROJECT, SECOND_US, CleanRig, drop, nothing, progress, until
 
@@ -317,8 +318,7 @@ async def test_a_file_that_cannot_be_deleted_keeps_no_other(
     job = cleaner.newest_job(*PROJECT)
     assert job is not None
     assert (job.stage, job.artifacts) == ("artifacts", 1)
-    assert job.last_error is not None
-    assert "bad disk" in job.last_error
+    assert job.last_error == "the disk failed: bad disk"
     assert rig.artifact_keys() == [NEW]
     again = rig.cleaner()
     await again.work()
@@ -494,7 +494,7 @@ async def test_a_store_that_is_down_is_asked_until_it_is_back(rig: CleanRig) -> 
             job = cleaner.newest_job(*project)
             assert job is not None
             assert (job.stage, job.finished_at) == ("objects", None)
-            assert job.last_error == "ObjectStoreError: the store is down"
+            assert job.last_error == "the object store failed: the store is down"
         assert artifact_files(rig.folder) == []
         assert cleaner.is_being_cleaned(OLD)
         bucket.heal()
@@ -542,6 +542,34 @@ async def test_a_real_store(rig: CleanRig, tmp_path: Path) -> None:
     assert [[found.key for found in page] async for page in store.list("acc")] == [[other]]
 
 
+async def test_a_real_store_that_is_down_is_named_as_people_know_it(rig: CleanRig) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        settings = ObjectStoreSettings("s3://b", endpoint, access_key_id="id", secret_access_key="secret")
+        cleaner = rig.cleaner(open_object_store(settings, rig.telemetry))
+        await cleaner.request(*PROJECT)
+        await cleaner.work()
+    job = cleaner.newest_job(*PROJECT)
+    assert job is not None
+    assert job.last_error is not None
+    assert job.last_error.startswith("the object store failed: upload of acc/proj/.clean-1: ")
+    assert "Error:" not in job.last_error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DatabaseLockedError("another process holds a lock"), "another process holds a lock"),
+        (OSError(28, "No space left on device"), "the disk failed: No space left on device"),
+        (OSError("short"), "the disk failed: short"),
+        (apsw.BusyError("database is locked"), "the database failed: database is locked"),
+    ],
+)
+def test_why_a_request_does_not_get_on_is_said_without_classes(error: Exception, words: str) -> None:
+    assert in_words(error) == words
+
+
 async def test_a_store_that_does_not_answer_is_not_waited_for_without_end(
     rig: CleanRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,7 +582,7 @@ async def test_a_store_that_does_not_answer_is_not_waited_for_without_end(
     assert job is not None
     assert (job.stage, job.last_error) == (
         "objects",
-        "ObjectStoreError: waited 0.001 s for acc/proj/.clean-1 to be put",
+        "the object store failed: waited 0.001 s for acc/proj/.clean-1 to be put",
     )
 
 

@@ -265,6 +265,39 @@ async def test_over_the_bound_the_longest_unused_go_until_well_below(rig: Rig) -
     assert rig.evicted("size") == []
 
 
+@pytest.mark.parametrize(
+    ("count", "payload_bytes", "bound"), [(600, 30_000, 5_000_000), (30, 8_000_000, 100_000_000)]
+)
+async def test_large_ones_go_no_further_than_small_ones(
+    rig: Rig, count: int, payload_bytes: int, bound: int
+) -> None:
+    """All of them would fit into one slice by their number."""
+    await rig.insert_many(count, payload_bytes=payload_bytes)
+    hot = {hash_key(0), hash_key(7)}
+    for key in hot:
+        rig.buffer.enqueue_nowait(KeyValueAccess(key, now_us()))
+    eviction = rig.eviction(max_database_bytes=bound)
+    await eviction.run_once()
+    left = await rig.keys()
+    assert left == hot | {hash_key(n) for n in range(count - len(left) + len(hot), count)}
+    goal = eviction._goal(bound)
+    used = (await rig.database.read(pages)).used_bytes
+    assert goal - 2 * payload_bytes - key_value_eviction.LEAST_SLICE_BYTES < used <= goal
+
+
+async def test_a_slice_has_no_more_bytes_than_the_writer_bears(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_value_eviction, "MOST_SLICE_BYTES", 100_000)
+    now = now_us()
+    payload = "x" * 30_000
+    await rig.insert([(f"u{n}", payload, None, now - 40 * DAY_US) for n in range(20)])
+    await rig.insert([(f"a{n}", payload, now - 40 * DAY_US, now) for n in range(20)])
+    await rig.eviction(max_age_days=30).run_once()
+    assert await rig.keys() == set()
+    assert rig.evicted("age") == [4] * 10
+
+
 async def test_free_pages_and_the_wal_cost_no_key_value(rig: Rig) -> None:
     await rig.insert_many(10_000)
     used = rig.database.size_on_disk().total

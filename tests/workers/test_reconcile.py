@@ -30,7 +30,7 @@ from undercroft.storage.disk import CheckedFile, Disk, identity_at
 from undercroft.storage.layout import artifact_key
 from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
-from undercroft.workers import reconcile_files
+from undercroft.workers import reconcile_files, reconcile_round
 from undercroft.workers.pace import Pace
 
 OpenRig = Callable[..., Awaitable[ReconcileRig]]
@@ -131,6 +131,22 @@ async def test_a_start_without_a_remembered_boot_is_a_new_boot(rig: ReconcileRig
     assert await rig.round() == {"removed": 1}
     rig.place(KEY, b"12345")  # since that start
     assert await rig.round() == {"adopted": 1}
+
+
+async def test_what_is_adopted_is_named_in_the_log(
+    rig: ReconcileRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile_round, "MOST_REPORTS", 2)
+    keys = [artifact_key("acc", "proj", "xcode", name) for name in ("abcd", "abce", "abcf")]
+    await rig.of_this_boot()
+    for key in keys:
+        rig.place(key, b"12345")
+    with capture_logs() as logs:
+        assert await rig.round() == {"adopted": 3}
+    told = [entry for entry in logs if entry["event"] == "reconcile_adopted"]
+    assert [(entry["log_level"], entry["key"], entry["size"]) for entry in told] == [
+        ("info", key, 5) for key in keys[:2]
+    ]
 
 
 async def test_a_new_name_alone_makes_no_file_young(rig: ReconcileRig) -> None:

@@ -13,6 +13,7 @@ from undercroft.api.dialects import answers_for, project_of
 from undercroft.api.request import Receive, Request, Scope, Send
 from undercroft.api.routing import Route, Router, decoded
 from undercroft.auth.grants import Gate, Question
+from undercroft.errors import DataDirectoryError
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +73,9 @@ class Application:
             raise error
         status = await errors.answer(request, error, answers_for(scope["raw_path"]))
         if errors.is_foreseen(error):
-            log.info("request_refused", **_about(request, scope), status=status, error=str(error))
+            # What the client asked for is one thing; a data directory that needs a person is another.
+            tell = log.warning if isinstance(error, DataDirectoryError) else log.info
+            tell("request_refused", **_about(request, scope), status=status, error=str(error))
 
     def _request_id(self, request: Request) -> bytes:
         given = request.headers.get(b"x-request-id", b"")

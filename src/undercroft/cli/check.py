@@ -10,8 +10,11 @@ import typer
 
 from undercroft.config import load
 from undercroft.database.schema import KEY_VALUES, NODE
-from undercroft.database.upkeep import integrity_problems
+from undercroft.database.upkeep import MAX_PROBLEMS, integrity_problems
 from undercroft.errors import DataDirectoryError, UndercroftError
+
+# One damaged page has many lines, all but the same. What to do is the same after the tenth.
+MOST_SHOWN = 10
 
 EXIT_DAMAGED = 1
 EXIT_UNUSABLE = 2
@@ -38,7 +41,7 @@ def check(
                 raise DataDirectoryError(f"there is no {path}: is this the data directory of a node?")
             with progress(path.name) as tell:
                 found = integrity_problems(path, schema, tell)
-            for line in found or ["ok"]:
+            for line in shown(found) or ["ok"]:
                 typer.echo(f"{path.name}: {line}")
             damaged = damaged or bool(found)
     except (UndercroftError, OSError) as error:
@@ -46,6 +49,14 @@ def check(
         raise typer.Exit(EXIT_UNUSABLE) from error
     if damaged:
         raise typer.Exit(EXIT_DAMAGED)
+
+
+def shown(problems: list[str]) -> list[str]:
+    """The first problems, and how many there are besides. No more than `MAX_PROBLEMS` are looked for."""
+    if len(problems) <= MOST_SHOWN:
+        return problems
+    most = " at least" if len(problems) >= MAX_PROBLEMS else ""
+    return [*problems[:MOST_SHOWN], f"and{most} {len(problems) - MOST_SHOWN} more"]
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """How much at once the object store bears, and when it is down. Arithmetic only."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-# Failures in a row after which the store counts as down.
+# Of so many keys one after the other nothing but failures came: then the store counts as down. Of one key
+# alone they say no more than that something is wrong with that key.
 DOWN_AFTER = 3
+
+# Transfers whose last failure is remembered, a few hundred bytes each. Who is forgotten has one more try.
+MOST_BLAMED = 10_000
 
 
 class Pauses(NamedTuple):
@@ -37,11 +42,12 @@ class StorePace:
         self._limit = most
         self._round = 0
         self._successes = 0
-        self._failures = 0
+        self._failing: set[str] = set()
         self._pause_s = 0.0
         self._not_before = 0.0
-        self._up_since: float | None = None
-        self._last_success: dict[str, float] = {}
+        self._succeeded: Counter[str] = Counter()
+        self.outages = 0
+        """How often it went down."""
 
     @property
     def limit(self) -> int:
@@ -51,7 +57,7 @@ class StorePace:
     @property
     def is_down(self) -> bool:
         """Whether nothing but failures came of late."""
-        return self._failures >= DOWN_AFTER
+        return len(self._failing) >= DOWN_AFTER
 
     @property
     def pause_s(self) -> float:
@@ -64,14 +70,11 @@ class StorePace:
 
     def succeeded(self, begun: int, kind: str | None) -> bool:
         """The store answered, and did what `kind` names if it is given. Whether that ended an outage."""
-        now = self._clock()
         was_down = self.is_down
-        self._failures = 0
+        self._failing.clear()
         self._pause_s = self._not_before = 0.0
-        if was_down or self._up_since is None:
-            self._up_since = now
         if kind is not None:
-            self._last_success[kind] = now
+            self._succeeded[kind] += 1
         if begun == self._round:
             self._grow()
         return was_down
@@ -82,25 +85,67 @@ class StorePace:
             self._successes = 0
             self._limit = min(self._limit + 1, self._most)
 
-    def failed(self, begun: int, *, throttled: bool) -> None:
-        """The store could not be asked, or refused."""
+    def failed(self, begun: int, key: str | None, *, throttled: bool) -> None:
+        """The store could not be asked about `key`, or refused. None: the key alone is to blame."""
         if begun != self._round:
             return
-        self._failures += 1
+        was_down = self.is_down
+        if key is not None and not was_down:
+            self._failing.add(key)
         if throttled:
             self._limit = max(self._limit // 2, 1)
         if self.is_down:
+            self.outages += not was_down
             self._pause_s = min(self._pause_s * 2, self._pauses.longest) or self._pauses.first
             self._not_before = self._clock() + self._pause_s
         if throttled or self.is_down:
             self._successes = 0
             self._round += 1
 
-    def works(self, kind: str, seconds: float) -> bool:
-        """Whether what `kind` names succeeded within so many seconds, in which the store was never down.
+    def successes(self, kind: str) -> int:
+        """How often the store did what `kind` names."""
+        return self._succeeded[kind]
 
-        Then another failure of that kind is likely to be the fault of the very object.
-        """
-        since = self._clock() - seconds
-        up_since, last = self._up_since, self._last_success.get(kind)
-        return not self.is_down and up_since is not None and up_since <= since and (last or 0.0) >= since
+
+class Standing(NamedTuple):
+    """How things stood when a transfer failed last."""
+
+    successes: int
+    """Of its kind."""
+    outages: int
+
+
+class Verdict(NamedTuple):
+    """Whose fault a failure is."""
+
+    is_own: bool
+    """That of the very object: the store did the same for others since the object failed last."""
+    is_hopeless: bool
+    """And the store was never down in between, so that to try again is unlikely to help."""
+
+
+class Blame:
+    """Tells whether a failure is the fault of the store or of the very object.
+
+    Each object may fail once for the store's sake, and again whenever nothing of its kind succeeds. So
+    neither an outage nor a store that takes no uploads at all is blamed on those it meets, and what was
+    tried in vain in an outage gets more than one try after it.
+    """
+
+    def __init__(self, pace: StorePace) -> None:
+        self._pace = pace
+        self._failed: dict[str, Standing] = {}
+
+    def judge(self, transfer: str, kind: str) -> Verdict:
+        """To be asked at each failure, before the pace is told of it."""
+        now = Standing(self._pace.successes(kind), self._pace.outages)
+        before = self._failed.pop(transfer, now)
+        self._failed[transfer] = now
+        if len(self._failed) > MOST_BLAMED:
+            del self._failed[next(iter(self._failed))]
+        own = before.successes < now.successes
+        return Verdict(own, own and before.outages == now.outages and not self._pace.is_down)
+
+    def forget(self, transfer: str) -> None:
+        """It is over. Idempotent."""
+        self._failed.pop(transfer, None)

@@ -144,7 +144,13 @@ def _open_directory(settings: ObjectStoreSettings, place: str) -> Provider:
         _refuse(settings.url, "not an absolute path of a directory; write file:///directory")
     directory = Path(unquote(place))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        # Never its parents: where a file system is not mounted they would be made on another, and filled.
+        directory.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        _refuse(
+            settings.url,
+            f"{directory.parent} is not there; mount or make it, only the last directory is made by the node",
+        )
     except OSError as error:
         _refuse(settings.url, f"the directory cannot be made: {error.strerror}; make it, or name another")
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):

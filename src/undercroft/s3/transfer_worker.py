@@ -18,7 +18,7 @@ from undercroft.errors import (
     UndercroftError,
 )
 from undercroft.hydration import Cleaning
-from undercroft.s3.concurrency import StorePace
+from undercroft.s3.concurrency import Blame, StorePace
 from undercroft.s3.moves import Moves, Outcome
 from undercroft.s3.object_store import ObjectStore
 from undercroft.s3.patience import in_time
@@ -66,8 +66,8 @@ class TransferWorker:
     """Claims rows and works on them, as many at once as the store bears. `run` it, then `stop` it.
 
     A row goes only when there is nothing left to do for it. What fails comes back after a delay that
-    doubles. After `max_attempts` it is parked, but only while the same kind of transfer succeeds for
-    others and the store was never down, both for `retry_max_delay_ms`: an outage, however long, and a
+    doubles. After `max_attempts` it is parked, but only if the same kind of transfer succeeded for
+    others since it failed last, and the store was not down in between: an outage, however long, and a
     store that takes no uploads at all park nothing, and a row that was unlucky in an outage gets more
     than one try after it.
     """
@@ -92,6 +92,7 @@ class TransferWorker:
         self._settings = settings
         self._random = random
         self._pace = StorePace(settings.concurrency, clock)
+        self._blame = Blame(self._pace)
         self._jobs = Jobs()
         self._working: dict[str, tuple[Transfer, asyncio.Task[None]]] = {}
         self._claiming = asyncio.Lock()
@@ -228,6 +229,7 @@ class TransferWorker:
         proves_nothing = transfer.type == "upload" and outcome.result != "moved"
         kind = None if proves_nothing else transfer.type
         is_back = outcome.answered and self._pace.succeeded(begun, kind)
+        self._blame.forget(transfer.id)
         await self._insist(lambda: self._transfers.done(transfer))
         if is_back:
             log.info("object_store_back")
@@ -235,28 +237,30 @@ class TransferWorker:
         return outcome.result
 
     async def _failed(self, transfer: Transfer, failure: Failure, begun: int) -> str:
+        verdict = self._blame.judge(transfer.id, transfer.type)
         if failure.by_store:
-            was_down = self._pace.is_down
-            self._pace.failed(begun, throttled=failure.throttled)
-            if self._pace.is_down and not was_down:
-                log.warning("object_store_down", error=failure.reason)
-        park = failure.park or self._is_hopeless(transfer)
+            self._store_failed(None if verdict.is_own else transfer.key, failure, begun)
+        too_often = transfer.attempts + 1 >= self._settings.max_attempts
+        park = failure.park or (too_often and verdict.is_hopeless)
         delay_us = self._delay_us(transfer.attempts)
         await self._insist(
             lambda: self._transfers.failed(transfer, failure.reason, delay_us=delay_us, park=park)
         )
         about = {"type": transfer.type, "key": transfer.key, "attempts": transfer.attempts + 1}
         if park:
+            self._blame.forget(transfer.id)
             log.warning("transfer_parked", **about, error=failure.reason)
             return "parked"
-        log.info("transfer_retried", **about, error=failure.reason, delay_ms=delay_us // 1_000)
+        # Of an outage one line tells, not one for each transfer that meets it.
+        tell = log.debug if failure.by_store and self._pace.is_down else log.info
+        tell("transfer_retried", **about, error=failure.reason, delay_ms=delay_us // 1_000)
         return "retried"
 
-    def _is_hopeless(self, transfer: Transfer) -> bool:
-        """Whether it failed too often, while others succeed."""
-        if transfer.attempts + 1 < self._settings.max_attempts:
-            return False
-        return self._pace.works(transfer.type, self._settings.retry_max_delay_ms / 1_000)
+    def _store_failed(self, key: str | None, failure: Failure, begun: int) -> None:
+        was_down = self._pace.is_down
+        self._pace.failed(begun, key, throttled=failure.throttled)
+        if self._pace.is_down and not was_down:
+            log.warning("object_store_down", error=failure.reason)
 
     def _delay_us(self, attempts: int) -> int:
         """Doubles with each failure; from half of that on at random, lest all come back at once."""

@@ -172,10 +172,15 @@ class Disk:
     def publish_over(self, temporary: TemporaryFile, key: str) -> None:
         """Gives a finished file its final name, in the place of whatever has it, at once.
 
-        Raises OSError; then the old file is there as before, or none.
+        An empty directory is no artifact and makes way. Raises OSError, then the old file is there as
+        before, or none; `DataDirectoryError` if there is a directory with something in it.
         """
         final = artifact_path(self.artifacts, key)
-        _with_parents(final, lambda: Path(temporary.path).replace(final))
+        try:
+            _with_parents(final, lambda: Path(temporary.path).replace(final))
+        except IsADirectoryError:
+            _remove_directory(final, key)
+            Path(temporary.path).replace(final)
         temporary.path = ""
         self._make_durable(final)
 
@@ -218,7 +223,7 @@ class Disk:
         try:
             size = path.stat().st_size
             path.unlink()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return size
 
@@ -282,6 +287,18 @@ def _with_parents(path: str, act: Callable[[], object]) -> None:
     except FileNotFoundError:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         act()
+
+
+def _remove_directory(path: str, key: str) -> None:
+    """Of somebody else: the node makes none where artifacts lie. What is in it may be dear to them."""
+    try:
+        Path(path).rmdir()
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise DataDirectoryError(
+            f"artifacts/{key} in the data directory is a directory with something in it: move it away"
+        ) from error
 
 
 def is_full(error: OSError) -> bool:

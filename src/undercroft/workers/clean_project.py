@@ -28,7 +28,7 @@ from undercroft.telemetry.events import Events
 from undercroft.workers.clean_cutoff import newest_write
 from undercroft.workers.clean_jobs import STAGES, CleanJob, CleanJobs
 from undercroft.workers.clean_objects import ObjectStage
-from undercroft.workers.clean_run import CleanRun, SupersededError
+from undercroft.workers.clean_run import CleanRun, SupersededError, in_words
 from undercroft.workers.clean_stages import InWork, NodeStages
 
 log = structlog.get_logger(__name__)
@@ -268,7 +268,7 @@ class CleanProject:
         except ClosedError:
             raise
         except PASSING as error:
-            await self._put_off(run, f"{type(error).__name__}: {error}")
+            await self._put_off(run, in_words(error))
 
     async def _enter_next(self, run: CleanRun) -> None:
         stage = STAGES[STAGES.index(run.job.stage) + 1]

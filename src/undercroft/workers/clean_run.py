@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import structlog
 
+from undercroft.errors import ObjectStoreError, UndercroftError
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 from undercroft.workers.clean_jobs import NOTHING, CleanJob, CleanJobs, What
@@ -13,6 +14,17 @@ from undercroft.workers.clean_jobs import NOTHING, CleanJob, CleanJobs, What
 log = structlog.get_logger(__name__)
 
 PROGRESS_SECONDS = 5.0
+
+
+def in_words(error: Exception) -> str:
+    """Why a job does not get on, for who asked for it: they know the node's parts, not its classes."""
+    if isinstance(error, ObjectStoreError):
+        return f"the object store failed: {error}"
+    if isinstance(error, UndercroftError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"the disk failed: {error.strerror or error}"
+    return f"the database failed: {error}"
 
 
 class SupersededError(Exception):

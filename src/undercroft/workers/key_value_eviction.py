@@ -27,6 +27,19 @@ DAY_US = 86_400_000_000
 SLICE_ROWS = 100
 MOST_SLICE_ROWS = 4_000
 
+# Bytes in one transaction, or nearly: SQLite walks through all pages of a row that it deletes, while the
+# flushes wait. Four of the largest rows there can be.
+MOST_SLICE_BYTES = 32 << 20
+
+# By size a slice ends where enough has gone. Towards the end that would be a row at a time, since a page
+# is only free when all of its rows have gone, so it is at least as much as this.
+LEAST_SLICE_BYTES = 32 << 10
+
+# What a row takes besides its payload: its key in the table and in an index, times, and what pages leave
+# empty. Rather more than it is: what is still over after a slice goes with the next one, and what has
+# gone does not come back.
+ROW_BYTES = 400
+
 # Eviction by size goes on until this share of the bound, so that it does not begin again at once.
 LOW_MARK = 0.85
 
@@ -179,7 +192,8 @@ class KeyValueEviction:
     async def _evict_old(self, run: Run, before: int) -> None:
         await self._evict_old_without_access(run, before)
         share = WriterShare(SLICE_ROWS, MOST_SLICE_ROWS)
-        while await self._evict_slice(run, share, "age", OLD, before=before):
+        values = {"before": before, "bytes": MOST_SLICE_BYTES}
+        while await self._evict_slice(run, share, "age", OLD, values):
             pass
 
     async def _evict_old_without_access(self, run: Run, before: int) -> None:
@@ -191,7 +205,9 @@ class KeyValueEviction:
             ids, last = await self._database.read(partial(find_unused, values=values))
             if last is None:
                 return
-            await self._evict_slice(run, share, "age", OLD_UNUSED, before=before, ids=ids)
+            chosen = {"before": before, "ids": ids, "bytes": MOST_SLICE_BYTES}
+            while await self._evict_slice(run, share, "age", OLD_UNUSED, chosen):
+                pass
             after = last
 
     # --- by size ----------------------------------------------------------------------------------
@@ -224,7 +240,8 @@ class KeyValueEviction:
         pace = Pace()
         left = await self._database.read(pages)
         while left.used_bytes > goal:
-            evicted = await self._evict_slice(run, share, "size", LONGEST_UNUSED)
+            enough = min(max(left.used_bytes - goal, LEAST_SLICE_BYTES), MOST_SLICE_BYTES)
+            evicted = await self._evict_slice(run, share, "size", LONGEST_UNUSED, {"bytes": enough})
             if evicted is None:
                 return
             left = evicted.left
@@ -242,9 +259,9 @@ class KeyValueEviction:
     # --- both -------------------------------------------------------------------------------------
 
     async def _evict_slice(
-        self, run: Run, share: WriterShare, reason: str, choice: str, **values: Any
+        self, run: Run, share: WriterShare, reason: str, choice: str, values: dict[str, Any]
     ) -> Slice | None:
-        """Evicts some of what `choice` selects; None when that is nothing."""
+        """Evicts some of what `choice` selects, about `bytes` of it at most; None when that is nothing."""
         evicted = await share.do(
             self._database, lambda connection, rows: evict_slice(connection, choice, values | {"rows": rows})
         )
@@ -264,7 +281,8 @@ def evict_slice(connection: apsw.Connection, choice: str, values: dict[str, Any]
     then waits for its global lock.
     """
     with transaction(connection):
-        ids, count, youngest, newest_id = connection.execute(choice, values).get
+        chosen = connection.execute(choice, values | {"row_bytes": ROW_BYTES})
+        ids, count, youngest, newest_id = chosen.get
         if count:
             connection.execute(DELETE, (ids,))
     return Slice(count, youngest or 0, newest_id or 0, pages(connection))
@@ -276,10 +294,21 @@ def find_unused(connection: apsw.Connection, values: dict[str, int]) -> tuple[st
     return found
 
 
+# The first rows that have so many bytes together, one at least. The length of a payload is known without
+# reading it.
 CHOICE = """
 SELECT json_group_array(id), count(*), max(coalesce(last_accessed_at, updated_at)),
     (SELECT max(id) FROM key_value_entries)
-FROM (SELECT id, last_accessed_at, updated_at FROM key_value_entries {which} LIMIT :rows)
+FROM (
+    SELECT id, last_accessed_at, updated_at, sum(bytes) OVER (
+        ORDER BY last_accessed_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS bytes_before
+    FROM (
+        SELECT id, last_accessed_at, updated_at, octet_length(json_payload) + :row_bytes AS bytes
+        FROM key_value_entries {which} LIMIT :rows
+    )
+)
+WHERE coalesce(bytes_before, 0) < :bytes
 """
 
 OLD = CHOICE.format(which="WHERE last_accessed_at < :before ORDER BY last_accessed_at")

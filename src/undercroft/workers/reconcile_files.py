@@ -204,8 +204,7 @@ class FileCheck:
         used_at = min(file.identity.modified_ns // 1_000, now_us())
         row = ArtifactAccess(key, size, used_at, digest, stored=True)
         await self._artifacts.adopt(row, upload=verdict.upload)
-        log.debug("reconcile_adopted", key=key, size=size)
-        round_.tell("adopted")
+        round_.tell_adopted(key, size)
 
 
 CLEANED_SINCE = """

@@ -25,7 +25,8 @@ PROGRESS_S = 60.0
 # A database that cannot be asked will not be able to a moment later either.
 DATABASE_PAUSE_S = 1.0
 
-# Kinds of errors, and foreign things, of which a log line has been written. Beyond that they are counted.
+# Kinds of errors, foreign things, and files that were adopted, of which a log line has been written.
+# Beyond that they are counted.
 MOST_REPORTS = 1_000
 
 Stage = Literal["files", "rows"]
@@ -65,7 +66,7 @@ class Round:
         self._reported = reported
         self._clock = clock
         self._sleep = sleep
-        self._failures = Reported()  # in each round anew
+        self._failures, self._adopted = Reported(), Reported()  # in each round anew
         self._began = self._saved = self._told = clock()
 
     @property
@@ -83,6 +84,12 @@ class Round:
         self.foreign += 1
         if self._reported.is_news(path):
             log.warning("reconcile_foreign", path=path)
+
+    def tell_adopted(self, key: str, size: int) -> None:
+        """Counts a file that is an artifact from now on, and names it: whoever put it there will ask."""
+        self.tell("adopted")
+        if self._adopted.is_news(key):
+            log.info("reconcile_adopted", key=key, size=size)
 
     def failed(self, what: str, error: Exception) -> None:
         """Counts what could not be looked at; it is left for the next round."""
