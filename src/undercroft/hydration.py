@@ -14,6 +14,7 @@ from undercroft.s3.object_store import ObjectStore, RemoteBody, RemoteObject
 from undercroft.s3.patience import in_time
 from undercroft.s3.transfers import S3Transfers
 from undercroft.settings_sections import ObjectStoreSection
+from undercroft.storage.layout import digest_in
 from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.storage.upload import Arrival, Upload
 
@@ -179,7 +180,7 @@ class Hydration:
             self.key,
             self._upload,
             replace=False,
-            expected_sha256=body.object.content_sha256,
+            expected_sha256=self._expected_sha256(body.object),
             from_object_store=True,
             check=self._check,
             on_written=self._on_written,
@@ -188,6 +189,17 @@ class Hydration:
         async with aclosing(self._chunks(body)) as chunks:
             await self._artifacts.take_in(arrival, chunks, body.object.size)
         self._readable = body.object.size
+
+    def _expected_sha256(self, object_: RemoteObject) -> str | None:
+        """The digest the bytes must have, by whoever vouches for them; None if nobody does.
+
+        A store may have lost what it was told of an object, or never keep it, and the bytes may have been
+        changed there: the name of a blob and the row of a file that is lost are no worse as witnesses.
+        """
+        if digest := digest_in(self.key) or object_.content_sha256:
+            return digest
+        row = self._artifacts.find(self.key)
+        return row.content_sha256 if row is not None else None
 
     def _failed(self, result: str, error: UndercroftError | OSError) -> str:
         log.warning("not_hydrated", key=self.key, result=result, reason=str(error))

@@ -13,6 +13,9 @@ MAX_COMPONENT_BYTES = 255
 # The one kind whose artifacts lie in a directory of their hash, each under a name of its own.
 MODULE = "module"
 
+# Kinds whose artifacts are named by the SHA-256 of their bytes.
+NAMED_BY_DIGEST = frozenset({"bazel_cas"})
+
 # So few characters have at most that many bytes in UTF-8.
 _SURELY_SHORT = MAX_COMPONENT_BYTES // 4 + 1
 
@@ -80,6 +83,11 @@ def kind_of(key: str) -> str:
     """The kind in an artifact key, of whichever trust scope."""
     third, fourth = key.split("/", 4)[2:4]
     return fourth if third.startswith("~") else third
+
+
+def digest_in(key: str) -> str | None:
+    """The SHA-256 that an artifact must have by its name; None where the name says nothing of the bytes."""
+    return key.rpartition("/")[2] if kind_of(key) in NAMED_BY_DIGEST else None
 
 
 def _pair(identifier: str, start: int) -> str:

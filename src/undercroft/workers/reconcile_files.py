@@ -13,15 +13,12 @@ from undercroft.errors import ObjectStoreError
 from undercroft.hydration import Cleaning
 from undercroft.s3.object_store import ObjectStore, RemoteObject
 from undercroft.storage.disk import CheckedFile, Disk
-from undercroft.storage.layout import artifact_path, kind_of
+from undercroft.storage.layout import artifact_path, digest_in
 from undercroft.storage.tree import Listing, TreeWalk, remove_if_unused
 from undercroft.workers.pace import Clock, Pace, PacedDigest
 from undercroft.workers.reconcile_round import Round
 
 log = structlog.get_logger(__name__)
-
-# Kinds whose artifacts are named by the SHA-256 of their bytes.
-NAMED_BY_DIGEST = frozenset({"bazel_cas"})
 
 # The object store has no deadline of its own.
 HEAD_S = 10.0
@@ -146,9 +143,10 @@ class FileCheck:
         """What is to become of the file; None if that cannot be said now."""
         if self._was_cleaned(key, file):
             return REMOVE
-        if kind_of(key) in NAMED_BY_DIGEST:
+        named = digest_in(key)
+        if named is not None:
             digest = await self._digests.of(file)
-            return Verdict(digest) if digest == key.rpartition("/")[2] else REMOVE
+            return Verdict(digest) if digest == named else REMOVE
         if self._is_of_this_boot(file):
             return Verdict(await self._digests.of(file))
         return await self._ask_store(round_, key, file)
