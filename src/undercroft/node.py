@@ -15,7 +15,7 @@ from undercroft.api.routing import Route
 from undercroft.api.services import Services
 from undercroft.artifacts import CacheArtifacts
 from undercroft.auth.grants import Gate
-from undercroft.auth.tokens import TokenGate
+from undercroft.auth.tokens import TokenGate, has_valid_token
 from undercroft.background import BackgroundWork
 from undercroft.buffers import SQLiteBuffer
 from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
@@ -167,6 +167,7 @@ class Node:
             self.settings.uploads,
             self.disk.artifacts,
             self.multipart,
+            self.settings.auth.mode != "none",
         )
         health = HealthApi(
             self._checks(),
@@ -221,7 +222,24 @@ class Node:
         # At once, not when the worker gets its turn: who reads "listening" may connect.
         self.server.listen()
         self.supervisor.start("http server", self.server.run())
-        log.info("listening", url=self.url, data_dir=str(self.settings.data_dir), ack=self.settings.ack)
+        self._tell_who_may_enter()
+        log.info(
+            "listening",
+            url=self.url,
+            data_dir=str(self.settings.data_dir),
+            ack=self.settings.ack,
+            auth=self.settings.auth.mode,
+        )
+
+    def _tell_who_may_enter(self) -> None:
+        """Warns of what somebody may not have meant."""
+        auth, tokens = self.settings.auth, has_valid_token(self.node_database)
+        if auth.mode == "none" and tokens:
+            log.warning("tokens_not_asked_for", why="auth.mode is none: everybody may do everything")
+        if auth.mode == "tokens" and not tokens:
+            log.warning("no_tokens", why="nobody may write yet: create one with undercroft token create")
+        if auth.mode == "none" and auth.anonymous_read:
+            log.warning("setting_without_effect", setting="auth.anonymous_read", why="auth.mode is none")
 
     @property
     def url(self) -> str:

@@ -79,11 +79,14 @@ ROUTES = {
 READ_ONLY = {"gradle": 413}
 """What who may only read is told of a write, by the first part of the path; 403 elsewhere."""
 
-OTHERS_READ = {"nx": 404}
-"""What is told who reads in a project that is not theirs; 403 elsewhere."""
+OTHERS_READ = {"nx": 404, "webdav": 404}
+"""What is told who asks for an artifact that is not theirs; 403 elsewhere."""
 
-UNKNOWN_READ = {"nx": 404}
-"""What is told who reads and is not known; 401 elsewhere. Nx fails at any other status."""
+UNKNOWN_READ = {"nx": 404, "webdav": 404}
+"""What is told who asks for an artifact and is not known; 401 elsewhere. Nx fails at any other status, and
+sccache does not start."""
+
+DOWNLOADS = ("GET", "HEAD")
 
 EXAMPLES = {"{account}": "acc", "{project}": "proj", "{instance_kind_hash...}": f"ac/{HASH}"}
 
@@ -145,16 +148,18 @@ async def status(served: ServedNode, method: str, path: str, authorization: str 
     return await served.client.request(method, path, headers=headers, content=content)
 
 
-def refusal(right: str, caller: str, tool: str) -> int | None:
+def refusal(method: str, right: str, caller: str, tool: str) -> int | None:
     """The status a caller with a good token is refused with; None if they are let in."""
     if right in ("nothing", "any") or caller == "both" or (caller == "scoped" and right != "clean"):
         return None
     if caller == "stranger":
-        return OTHERS_READ.get(tool, 403) if right == "read" else 403
+        return OTHERS_READ.get(tool, 403) if method in DOWNLOADS else 403
     if caller == "reads":
         return None if right == "read" else READ_ONLY.get(tool, 403)
     if caller == "writes":
-        return OTHERS_READ.get(tool, 403) if right == "read" else None
+        if right == "read":
+            return OTHERS_READ.get(tool, 403) if method in DOWNLOADS else 403
+        return None
     return 403
 
 
@@ -172,14 +177,14 @@ async def test_the_matrix(open_node: OpenNode) -> None:
             ("revoked", tokens.revoked),
         }:
             answer = await status(served, method, path, credential)
-            unknown = UNKNOWN_READ.get(tool, 401) if right == "read" else 401
+            unknown = UNKNOWN_READ.get(tool, 401) if method in DOWNLOADS else 401
             assert (answer.status_code == unknown) is (right != "nothing"), (method, path, name)
             if answer.status_code == 401:
                 challenges = answer.headers.get_list("www-authenticate")
                 assert [challenge.split()[0] for challenge in challenges] == ["Bearer", "Basic"]
         for caller in ("reads", "writes", "both", "scoped", "stranger"):
             answer = await status(served, method, path, getattr(tokens, caller))
-            expected = refusal(right, caller, tool)
+            expected = refusal(method, right, caller, tool)
             if expected is None:
                 assert answer.status_code not in (401, 403), (method, path, caller, answer.text)
             else:

@@ -48,8 +48,8 @@ def contents_of(folder: Path) -> bytes:
 
 async def test_who_knows_the_secret_is_the_caller(database: Database, gate: TokenGate) -> None:
     token = await create_token(database, WANTED._replace(scope="pr"))
-    assert await gate.admit(asked(token.text)) == Caller("ci", "pr")
-    assert await gate.admit(asked(token.text, "any")) == Caller("ci", "pr")
+    assert await gate.admit(asked(token.text)) == Caller("ci", "pr", token.id)
+    assert await gate.admit(asked(token.text, "any")) == Caller("ci", "pr", token.id)
     with pytest.raises(ForbiddenError):
         await gate.admit(asked(token.text, "write"))
 

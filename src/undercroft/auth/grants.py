@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from undercroft.errors import ForbiddenError, ReadOnlyError, SettingsError
@@ -25,6 +24,14 @@ class Caller(NamedTuple):
     name: str | None = None
     scope: str | None = None
     """The trust scope what it writes goes to; None for what everybody reads."""
+    token_id: str | None = None
+    """Of names there may be several in the course of time."""
+
+    @property
+    def label(self) -> str | None:
+        """Name and token, for what is kept."""
+        plain = self.name is None or self.token_id in (None, self.name)
+        return self.name if plain else f"{self.name} ({self.token_id})"
 
 
 ANYBODY = Caller()
@@ -79,9 +86,14 @@ class Grant:
 
 
 def matches(pattern: str, project: Project) -> bool:
-    """Whether a pattern like `acme/*` covers the project. A star never crosses the slash."""
-    account, _, name = pattern.partition("/")
-    return fnmatchcase(project[0], account) and fnmatchcase(project[1], name)
+    """Whether a pattern like `acme/*` covers the project.
+
+    A star stands for any characters but the slash; every other character for itself.
+    """
+    return all(
+        re.fullmatch(".*".join(map(re.escape, half.split("*"))), handle, re.DOTALL)
+        for half, handle in zip(pattern.split("/"), project, strict=True)
+    )
 
 
 def checked_pattern(text: str) -> str:

@@ -120,6 +120,11 @@ async def revoke_token(database: Database, name_or_id: str) -> bool:
     return bool(await insisting(database, lambda: database.write(update)))
 
 
+def has_valid_token(database: Database) -> bool:
+    """Whether there is a token that is neither revoked nor expired. One query; blocks."""
+    return database.find(ANY_VALID, now_us()) is not None
+
+
 # --- asking for them ------------------------------------------------------------------------------
 
 
@@ -167,7 +172,7 @@ class TokenGate:
         if not hmac.compare_digest(_hash(token.secret), expected) or found is None:
             raise UnauthenticatedError("the token is unknown to this node: check what is configured")
         secret_sha256, name, projects, reads, writes, scope, expires_at, revoked_at = found
-        grant = Grant(Caller(name, scope), tuple(json.loads(projects)), bool(reads), bool(writes))
+        grant = Grant(Caller(name, scope, token.id), tuple(json.loads(projects)), bool(reads), bool(writes))
         return _Row(secret_sha256, grant, expires_at, revoked_at)
 
 
@@ -193,6 +198,10 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id
 LIST = """
 SELECT id, name, projects, may_read, may_write, scope, created_at, expires_at, revoked_at
 FROM tokens ORDER BY created_at, id
+"""
+
+ANY_VALID = """
+SELECT 1 FROM tokens WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?) LIMIT 1
 """
 
 REVOKE = "UPDATE tokens SET revoked_at = ? WHERE revoked_at IS NULL AND (name = ? OR id = ?)"
