@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from undercroft.errors import ForbiddenError, ReadOnlyError, SettingsError
+from undercroft.errors import ForbiddenError, ReadOnlyError, SettingsError, UnauthenticatedError
 from undercroft.storage.layout import safe_handle
 
 Right: TypeAlias = Literal["nothing", "any", "read", "write", "clean"]
@@ -48,6 +48,15 @@ class Gate(Protocol):
         Raises `UnauthenticatedError`, `ForbiddenError`, `ReadOnlyError`, `AccessUnknownError`, and what
         `asked.project` raises.
         """
+
+
+def admit_anonymous(asked: Question, *, may_read: bool) -> Caller:
+    """Who has no credential. Raises `UnauthenticatedError`, and what `asked.project` raises."""
+    if not (may_read and asked.right in ("read", "any")):
+        raise UnauthenticatedError("a token is needed: send it as Bearer, or as the password of Basic")
+    if asked.right == "read":
+        asked.project()
+    return ANYBODY
 
 
 @dataclass(frozen=True)
