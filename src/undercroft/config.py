@@ -5,6 +5,7 @@ Flags win over the environment (`UNDERCROFT_*`, nested with two underscores), th
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -151,8 +152,13 @@ def _problem(detail: Mapping[str, Any]) -> str:
     message = _BETTER_WORDS.get(detail["type"]) or str(detail["msg"]).removeprefix("Value error, ")
     if not name or detail["type"] == CONTRADICTION:
         return message
-    shown = "(a secret)" if name in _secrets() else repr(detail["input"])
+    shown = "(a secret)" if name in _secrets() else _without_user(repr(detail["input"]))
     return f"{name} = {shown}: {message}"
+
+
+def _without_user(shown: str) -> str:
+    """A URL without user and password: errors end up in logs."""
+    return re.sub(r"//.*@", "//(hidden)@", shown)
 
 
 def _secrets() -> set[str]:

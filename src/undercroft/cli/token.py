@@ -64,9 +64,11 @@ def create(  # noqa: PLR0917  # options of a command, which typer passes by name
     async def act(settings: Settings, database: Database) -> None:
         token = await create_token(database, wanted)
         typer.echo(token.text)
-        if settings.auth.mode == "none":
+        if settings.auth.mode != "tokens":
             typer.echo(
-                "undercroft: auth.mode is none here: with it the node asks nobody for a token", err=True
+                f"undercroft: auth.mode is {settings.auth.mode} here: the node takes such tokens with "
+                "auth.mode = tokens only",
+                err=True,
             )
 
     with_node_database(data_dir, config, act, create=True)
