@@ -280,11 +280,21 @@ def test_a_tuist_server(url: str) -> None:
 )
 def test_what_is_no_tuist_server(environment: dict[str, str], url: str, says: str) -> None:
     environment |= {"UNDERCROFT_AUTH__MODE": "tuist", "UNDERCROFT_AUTH__TUIST_SERVER_URL": url}
-    message = problems()
-    assert message.startswith("1 wrong setting(s): auth.tuist_server_url = ")
+    message = problems({"host": "0.0.0.0"})
+    assert message.startswith("1 wrong setting: auth.tuist_server_url = ")
     assert says in message
     assert "hunter2" not in message
     assert "ter2" not in message
+
+
+def test_settings_of_a_tuist_server_that_is_not_asked(environment: dict[str, str]) -> None:
+    environment["UNDERCROFT_AUTH__TUIST_SERVER_URL"] = "https://tuist.example.com"
+    environment["UNDERCROFT_AUTH__TUIST_JWT_SECRET"] = "secret"
+    for mode in ("none", "tokens"):
+        environment["UNDERCROFT_AUTH__MODE"] = mode
+        assert load({}).auth.without_effect() == ["auth.tuist_jwt_secret", "auth.tuist_server_url"]
+    environment["UNDERCROFT_AUTH__MODE"] = "tuist"
+    assert load({}).auth.without_effect() == []
 
 
 def test_mode_tuist_needs_a_server_and_a_key_that_is_one(environment: dict[str, str]) -> None:

@@ -80,7 +80,8 @@ class Settings(Section):
     @classmethod
     def _loopback_only(cls, host: str, info: ValidationInfo) -> str:
         auth = info.data.get("auth")
-        asks = auth is not None and auth.mode != "none"
+        # Without a section there is something wrong in it, which has a line of its own.
+        asks = auth is None or auth.mode != "none"
         if not asks and not info.data.get("allow_unauthenticated") and not _is_loopback(host):
             raise ValueError(
                 "it is reachable from other machines and the node asks nobody who they are: "

@@ -241,6 +241,8 @@ class Node:
         self.artifacts.open()
         await self.background.start(self.supervisor)
         self.supervisor.start_background("uploads in parts", self.multipart.run())
+        if in_vain := self.settings.auth.without_effect():
+            log.warning("tuist_settings_without_mode", without_effect=in_vain)
         if self.tuist_gate is not None:
             self.tuist_gate.open()
         # At once, not when the worker gets its turn: who reads "listening" may connect.

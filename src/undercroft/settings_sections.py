@@ -320,6 +320,11 @@ class AuthSection(Section):
     anonymous_read: bool = Field(False, description="without a credential everybody may read every project")
     open_metrics: bool = Field(False, description="serve `/metrics` without a credential")
 
+    def without_effect(self) -> list[str]:
+        """Dotted names of what was set in vain because the mode is not `tuist`."""
+        given = sorted(name for name in self.model_fields_set if name.startswith("tuist_"))
+        return [] if self.mode == "tuist" else [f"auth.{name}" for name in given]
+
     @field_validator("tuist_server_url")
     @classmethod
     def _server(cls, url: str | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import httpx
 import jwt
 import pytest
+import structlog
 
 from tests.support.served_node import ServedNode
 from tests.support.tuist_upstream import tuist_upstream
@@ -251,6 +252,16 @@ async def test_the_name_in_a_jwt_is_kept_with_the_artifact(open_node: OpenNode) 
     assert answer.status_code == 201
     await served.node.artifacts.flush()
     assert served.rows("SELECT written_by FROM cache_artifacts") == [("user-7",)]
+
+
+@pytest.mark.parametrize(("mode", "told"), [("tokens", 1), ("tuist", 0)])
+async def test_settings_of_a_server_that_is_not_asked_are_told(
+    open_node: OpenNode, mode: str, told: int
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await open_node(auth={"mode": mode, "tuist_server_url": "http://127.0.0.1:1"})
+    found = [entry["without_effect"] for entry in logs if entry["event"] == "tuist_settings_without_mode"]
+    assert found == [["auth.tuist_server_url"]] * told
 
 
 async def test_a_node_that_has_stopped_asks_no_server(open_node: OpenNode) -> None:
