@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from undercroft.errors import ForbiddenError, ReadOnlyError, SettingsError
+from undercroft.errors import ForbiddenError, ReadOnlyError, SettingsError, UnauthenticatedError
 from undercroft.storage.layout import safe_handle
 
 Right: TypeAlias = Literal["nothing", "any", "read", "write", "clean"]
@@ -55,6 +55,20 @@ class Gate(Protocol):
         Raises `UnauthenticatedError`, `ForbiddenError`, `ReadOnlyError`, `AccessUnknownError`, and what
         `asked.project` raises.
         """
+
+
+def admit_anonymous(asked: Question, *, may_read: bool) -> Caller:
+    """Who has no credential.
+
+    Raises `UnauthenticatedError`, `ReadOnlyError`, and what `asked.project` raises.
+    """
+    if not may_read or asked.right == "any":
+        raise UnauthenticatedError("a token is needed: send it as Bearer, or as the password of Basic")
+    asked.project()
+    if asked.right != "read":
+        # Not "unknown": tools without a token are told softly that nothing is stored, like any reader.
+        raise ReadOnlyError("without a token one may only read here")
+    return ANYBODY
 
 
 @dataclass(frozen=True)
