@@ -11,7 +11,7 @@ from .conftest import OpenNode
 
 PATH = "/nx/acc/proj/v1/cache/12345678901234567890"
 DATA = b"x" * 1_000
-TEXT = "text/plain; charset=utf-8"
+TEXT = "text/plain"
 
 
 async def test_entries_never_change(served: ServedNode) -> None:
@@ -57,6 +57,14 @@ async def test_a_refusal_says_why_in_text(open_node: OpenNode) -> None:
     refused = await served.client.put(PATH, content=DATA)
     assert (refused.status_code, refused.headers["content-type"]) == (403, TEXT)
     assert refused.text == "the body has 1000 bytes or more, at most 10 are accepted"
+
+
+async def test_who_is_not_known_is_told_in_plain_text(open_node: OpenNode) -> None:
+    """Nx compares the content type as a whole before it shows what a 401 says."""
+    served = await open_node(auth={"mode": "tokens"})
+    refused = await served.client.put(PATH, content=DATA, headers={"authorization": "Bearer wrong"})
+    assert (refused.status_code, refused.headers["content-type"]) == (401, TEXT)
+    assert refused.text == "the credential is no token of this node (uct_...): check what is configured"
 
 
 BELOW = [

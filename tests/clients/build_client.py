@@ -38,7 +38,7 @@ class BuildClient(Protocol):
 
     @property
     def survives_absence(self) -> bool:
-        """Whether its build stays green while nothing listens at the node's address."""
+        """Whether its build stays green while nothing listens at the node's address, or nobody lets it in."""
 
     def require(self) -> None:
         """Skip the test, or fail it, when the tool is not installed."""

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,9 @@ class RushClient:
     survives_absence: bool = True
 
     def require(self) -> None:
-        """Ask for Rush, and for git, without which Rush caches nothing."""
+        """Ask for Rush and its package manager, and for git, without which Rush caches nothing."""
         require_npm("rush")
+        require_npm("pnpm")
         require("git", "git")
 
     def version(self) -> str:
@@ -49,8 +51,8 @@ class RushClient:
         """Link the packages of a copy, then build them; Rush names each that it restored."""
         workspace = local / "workspace"
         shutil.copytree(project, workspace)
-        # Outside `local`, since it holds nothing of a build: the pnpm that Rush fetches for itself.
-        env = npm_environment(local) | {"RUSH_GLOBAL_FOLDER": str(NPM_COMMANDS.parents[1] / "rush")}
+        env = npm_environment(local)
+        env["RUSH_GLOBAL_FOLDER"] = str(_with_pnpm(local / "rush", env))
         _configure(workspace, url)
         commit_everything(workspace, env)
         run([require_npm("rush"), "update"], workspace, env, _COMMAND_LIMIT)
@@ -67,6 +69,17 @@ class RushClient:
             complaints=_COMPLAINT.findall(messages),
             messages=messages,
         )
+
+
+def _with_pnpm(folder: Path, env: Mapping[str, str]) -> Path:
+    """Make the folder where Rush keeps its package manager, which it would fetch without a digest."""
+    node = run(["node", "--version"], folder.parent, env, _COMMAND_LIMIT).stdout.strip()
+    version: str = json.loads((_PROJECT / "rush.json").read_text())["pnpmVersion"]
+    installed = folder / f"node-{node}" / f"pnpm-{version}"
+    installed.mkdir(parents=True)
+    (installed / "node_modules").symlink_to(NPM_COMMANDS.parent)
+    (installed / "last-install.flag").write_text(json.dumps({"node": node.removeprefix("v")}))
+    return folder
 
 
 def _configure(workspace: Path, url: str) -> None:

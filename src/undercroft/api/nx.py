@@ -1,7 +1,8 @@
 """Nx's self-hosted remote cache (https://nx.dev/docs/guides/tasks--caching/self-hosted-caching).
 
 Nx fails the user's run at every answer it does not know: of a GET it knows 200 and 404, of a PUT 200, 409
-and 403, and of 403 it shows the text. Nothing below `/nx/` is answered in any other way.
+and 403, and of 403 it shows the text. Nothing below `/nx/` is answered in any other way, but for the 401 of
+a PUT with a wrong token: of that Nx shows the text, too, and fails the run.
 """
 
 from undercroft.api import responses
@@ -12,7 +13,8 @@ from undercroft.api.services import Services
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 from undercroft.storage.upload import Stored
 
-TEXT = b"text/plain; charset=utf-8"
+# Without a charset: of a 401 with another type than this Nx says "misconfigured" instead of showing it.
+TEXT = b"text/plain"
 
 
 def _text(_status: int, text: str) -> tuple[bytes, bytes]:
