@@ -127,7 +127,7 @@ def malformed(method: str, path: str) -> int:
 
 def message_of(content_type: str, body: bytes) -> str:
     """What an error says: JSON, or for Nx, which shows it to its user, text."""
-    if content_type == "text/plain; charset=utf-8":
+    if content_type == "text/plain":
         text = body.decode()
     else:
         assert content_type == "application/json"
