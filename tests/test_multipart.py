@@ -14,7 +14,6 @@ from tests.support.artifact_rig import ArtifactRig, body
 from tests.support.disk_faults import ERRORS, fault
 from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
-from undercroft import multipart
 from undercroft.errors import (
     BadRequestError,
     CapacityError,
@@ -24,8 +23,9 @@ from undercroft.errors import (
     TooLargeError,
     UnknownUploadError,
 )
-from undercroft.multipart import MultipartUploads, Owner
+from undercroft.multipart import MultipartUploads, Owner, bounds
 from undercroft.settings_sections import UploadsSection
+from undercroft.storage.capacity import Capacity, Volume
 from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 
@@ -254,6 +254,26 @@ async def test_other_parts_than_arrived_and_the_upload_goes_on(rig: MultipartRig
     assert await rig.complete(upload, 1, 2) is Stored.CREATED
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([1], "1 of the parts that arrived are not listed: 2"),
+        ([1, 2, 3], "1 of the parts listed did not arrive: 3"),
+        ([3], "1 of the parts listed did not arrive: 3; 2 of the parts that arrived are not listed: 1, 2"),
+        ([*range(1, 9)], "6 of the parts listed did not arrive: 3, 4, 5, 6, 7, ..."),
+    ],
+)
+async def test_what_is_wrong_with_the_list_is_named(
+    rig: MultipartRig, numbers: list[int], message: str
+) -> None:
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    await rig.put(upload, 2, b"2")
+    with pytest.raises(BadRequestError) as caught:
+        await rig.complete(upload, *numbers)
+    assert str(caught.value) == message
+
+
 async def test_mismatch_ends_the_upload(rig: MultipartRig) -> None:
     upload = rig.start()
     for number in (1, 2):
@@ -402,8 +422,8 @@ async def test_all_parts_together_are_bounded(open_multipart: OpenMultipart, dec
 
 
 async def test_uploads_and_parts_are_counted(rig: MultipartRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multipart, "MAX_UPLOADS", 2)
-    monkeypatch.setattr(multipart, "MAX_PARTS", 3)
+    monkeypatch.setattr(bounds, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(bounds, "MAX_PARTS", 3)
     uploads = [rig.start(), rig.start()]
     with pytest.raises(CapacityError):
         rig.start()
@@ -416,35 +436,88 @@ async def test_uploads_and_parts_are_counted(rig: MultipartRig, monkeypatch: pyt
     rig.start()
 
 
+async def test_uploads_and_parts_of_one_owner_are_counted(
+    rig: MultipartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "OWNER_MAX_UPLOADS", 2)
+    monkeypatch.setattr(bounds, "OWNER_MAX_PARTS", 3)
+    uploads = [rig.start(), rig.start()]
+    with pytest.raises(CapacityError, match="2 uploads in parts of acc/proj are going on"):
+        rig.start()
+    for number in (1, 2, 3):
+        await rig.put(uploads[0], number)
+    with pytest.raises(CapacityError, match="3 parts of acc/proj are waiting"):
+        await rig.put(uploads[1], 1)
+    for owner in (OWNER._replace(scope="forks"), OWNER._replace(project="other")):
+        await rig.put(rig.start(owner), 1, owner=owner)
+    # What is finished counts no more.
+    await rig.complete(uploads[0], 1, 2, 3)
+    await rig.put(uploads[1], 1)
+    rig.start()
+
+
+@pytest.mark.parametrize("declared", [BIG, None])
+async def test_bytes_of_one_owner_are_counted_and_nothing_is_evicted_for_what_is_beyond(
+    open_multipart: OpenMultipart, monkeypatch: pytest.MonkeyPatch, declared: int | None
+) -> None:
+    rig = await open_multipart({"module_max_bytes": BIG}, limit_bytes=4_000_000)
+
+    async def evict(_size: int) -> bool:
+        raise AssertionError("asked for an eviction")
+
+    monkeypatch.setattr(rig.rig.artifacts, "make_room", evict)
+    first, second = rig.start(), rig.start()
+    await rig.put(first, 1, b"x" * BIG)
+    with pytest.raises(CapacityError, match=r"parts of acc/proj hold .* and 1000000 are the most"):
+        await rig.put(second, 1, b"y" * (BIG // 2), b"y" * (BIG // 2), declared=declared)
+    assert rig.rig.accounts == (0, BIG)
+    other = OWNER._replace(scope="forks")
+    await rig.put(rig.start(other), 1, b"x" * BIG, owner=other)
+    await rig.complete(first, 1)
+    await rig.put(second, 1, b"y" * BIG, declared=declared)
+
+
+@pytest.mark.parametrize(
+    ("limit", "module", "bound"),
+    [(1_000, 100, 250), (1_000, 400, 400), (1_000, 501, 500), (1_000, 5_000, 500)],
+)
+def test_an_owner_has_a_quarter_but_room_for_a_module_up_to_half(limit: int, module: int, bound: int) -> None:
+    capacity = Capacity(lambda: Volume(10**12, 10**12), limit, 100.0)
+    assert bounds.MultipartBounds(capacity, module).owner_max_bytes() == bound
+
+
 async def test_no_room_for_a_part(open_multipart: OpenMultipart) -> None:
     rig = await open_multipart(limit_bytes=1_000_000)
     upload = rig.start()
-    await rig.put(upload, 1, b"x" * BIG)
-    for declared in (BIG, None):
-        with pytest.raises(CapacityError):
-            await rig.put(upload, 2, b"y" * BIG, declared=declared)
+    await rig.put(upload, 1, b"x" * 300_000)
+    held = rig.rig.capacity.reserve(600_000)
+    for declared in (190_000, None):
+        with pytest.raises(CapacityError, match="reserved"):
+            await rig.put(upload, 2, b"y" * 190_000, declared=declared)
     with pytest.raises(TooLargeError):
         await rig.put(upload, 2, declared=2_000_000)
-    assert rig.rig.accounts == (0, BIG)
+    assert rig.rig.accounts == (0, 900_000)
     await rig.complete(upload, 1)
+    held.release()
 
 
 async def test_completing_needs_room_for_one_part_more_than_all(open_multipart: OpenMultipart) -> None:
-    rig = await open_multipart(limit_bytes=5_000_000)
+    rig = await open_multipart(limit_bytes=8_000_000)
     upload = rig.start()
     data = [bytes([number]) * 1_000_000 for number in range(4)]
     for number, part in enumerate(data):
         await rig.put(upload, number + 1, part)
-    await rig.complete(upload, 1, 2, 3, 4)
+    with rig.rig.capacity.reserve(3_000_000):
+        await rig.complete(upload, 1, 2, 3, 4)
     assert await rig.rig.content(KEY) == b"".join(data)
 
 
 async def test_no_room_to_complete_ends_the_upload(open_multipart: OpenMultipart) -> None:
-    rig = await open_multipart(limit_bytes=1_000_000)
+    rig = await open_multipart(limit_bytes=2_000_000)
     upload = rig.start()
     for number in (1, 2):
         await rig.put(upload, number, b"x" * 500_000)
-    with pytest.raises(CapacityError):
+    with rig.rig.capacity.reserve(1_000_000), pytest.raises(CapacityError):
         await rig.complete(upload, 1, 2)
     assert rig.told() == [("error", "CapacityError", 1_000_000)]
     rig.assert_empty()
@@ -525,6 +598,20 @@ async def test_an_upload_is_not_idle_while_a_part_comes_however_slowly(rig: Mult
     await sending
     rig.now += IDLE_S - 1
     assert await rig.uploads.remove_idle() == 0
+    rig.now += 1
+    assert await rig.uploads.remove_idle() == 1
+    rig.assert_empty()
+
+
+async def test_what_fails_keeps_no_upload_alive(rig: MultipartRig) -> None:
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    rig.now += IDLE_S - 1
+    with pytest.raises(DigestMismatchError):
+        await rig.put(upload, 2, b"2", digest="0" * 64)
+    with pytest.raises(BadRequestError):
+        await rig.complete(upload, 2)
+    rig.uploads.expect(OWNER, upload)
     rig.now += 1
     assert await rig.uploads.remove_idle() == 1
     rig.assert_empty()

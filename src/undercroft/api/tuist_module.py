@@ -41,7 +41,7 @@ BEGUN = {
     200: "the id of the upload; null when the module is stored already",
     400: "bad parameters",
     503: "try again",
-    507: "no room for another upload now",
+    507: "no room for another upload now, or too many of the project",
 }
 NOT_TAKEN = {
     **NOT_STORED_NOW,

@@ -7,21 +7,20 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import structlog
 
 from undercroft.artifacts import CacheArtifacts, Taken
 from undercroft.errors import (
     BadRequestError,
-    CapacityError,
     IncompleteBodyError,
     PartsTooLargeError,
     UnknownUploadError,
 )
+from undercroft.multipart.bounds import MultipartBounds, Owner
 from undercroft.settings_sections import UploadsSection
 from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Stored, Upload, told_of_no_room
@@ -32,11 +31,6 @@ from undercroft.telemetry.life_metrics import Figures
 
 log = structlog.get_logger(__name__)
 
-# The bytes of parts are bounded by the disk. These bound what takes memory however few bytes there are:
-# some 100 MB, and many times what the builds of a day have open at once.
-MAX_UPLOADS = 10_000
-MAX_PARTS = 100_000
-
 TOOL = "module"
 """The tool whose uploads these are counted as."""
 
@@ -45,21 +39,14 @@ TOOL = "module"
 GONE = (IncompleteBodyError, asyncio.CancelledError)
 
 
-class Owner(NamedTuple):
-    """Whose an upload is: to everybody else it does not exist."""
-
-    account: str
-    project: str
-    scope: str | None
-    """The trust scope; None is the trusted one."""
-
-
 @dataclass
 class _Part:
     upload: Upload
     room: Reservation
     order: int
     """Counted up over all parts: of two with the same number the one that began later counts."""
+    counted: int = 0
+    """Bytes for which it counts among those of its owner."""
 
 
 @dataclass
@@ -92,11 +79,17 @@ class _Session:
             raise BadRequestError("a part is listed twice")
         missing = sorted(set(numbers) - self.parts.keys())
         unlisted = sorted(self.parts.keys() - set(numbers))
-        if missing or unlisted:
-            raise BadRequestError(
-                f"{len(missing)} of the parts listed did not arrive, the first {missing[:5]}; "
-                f"{len(unlisted)} that did are not listed, the first {unlisted[:5]}"
-            )
+        wrong = []
+        if missing:
+            wrong.append(f"{len(missing)} of the parts listed did not arrive: {_first(missing)}")
+        if unlisted:
+            wrong.append(f"{len(unlisted)} of the parts that arrived are not listed: {_first(unlisted)}")
+        if wrong:
+            raise BadRequestError("; ".join(wrong))
+
+
+def _first(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
 
 class MultipartUploads:
@@ -115,6 +108,7 @@ class MultipartUploads:
         """`clock` in seconds from any start; `sleep` like that of asyncio."""
         self._artifacts = artifacts
         self._capacity = capacity
+        self._bounds = MultipartBounds(capacity, limits.module_max_bytes)
         self._telemetry = telemetry
         self._max_bytes = limits.module_max_bytes
         self._idle_s = limits.multipart_idle_ms / 1_000
@@ -123,11 +117,14 @@ class MultipartUploads:
         self._sessions: dict[str, _Session] = {}
         self._orders = itertools.count()
         self._jobs = Jobs()
-        self.parts = 0
-        """Parts that are here or being sent."""
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    @property
+    def parts(self) -> int:
+        """Parts that are here or being sent."""
+        return self._bounds.total.parts
 
     def figures(self) -> Figures:
         """What is asked at each scrape."""
@@ -140,8 +137,7 @@ class MultipartUploads:
 
     def start(self, owner: Owner, key: str, origin: Origin = UNKNOWN_ORIGIN) -> str:
         """Begins an upload; answers its id, which nobody can guess. Raises `CapacityError`."""
-        if len(self._sessions) >= MAX_UPLOADS:
-            raise CapacityError(f"{MAX_UPLOADS} uploads in parts are going on: no room for another one now")
+        self._bounds.add_upload(owner)
         upload_id = str(uuid.uuid4())
         self._sessions[upload_id] = _Session(owner, key, origin, self._clock())
         return upload_id
@@ -166,22 +162,21 @@ class MultipartUploads:
         `DigestMismatchError`, OSError; then an older one stays.
         """
         session = self._open_session(owner, upload_id)
-        if self.parts >= MAX_PARTS:
-            raise CapacityError(f"{MAX_PARTS} parts are waiting: no room for another one now")
         self._check_total(session, number, declared_size or 0)
+        self._bounds.add_part(owner)
         part = _Part(self._artifacts.new_upload(), Reservation(self._capacity), next(self._orders))
-        self.parts += 1
         with self._in_use(session):
             try:
-                await self._receive(part, chunks, declared_size, expected_sha256)
+                await self._receive(owner, part, chunks, declared_size, expected_sha256)
                 unneeded = self._take(session, number, part)
             except BaseException as error:
                 session.trouble = "" if isinstance(error, GONE) else type(error).__name__
-                await self._discard(part)
+                await self._discard(owner, part)
                 raise
             session.trouble = ""
+            session.used_at = self._clock()
             if unneeded is not None:
-                await self._discard(unneeded)
+                await self._discard(owner, unneeded)
 
     async def complete(
         self, owner: Owner, upload_id: str, numbers: Sequence[int], expected_sha256: str | None
@@ -208,7 +203,6 @@ class MultipartUploads:
         session = self._sessions.get(upload_id)
         if session is None or session.owner != owner:
             raise UnknownUploadError(f"there is no upload {upload_id[:80]!r} in parts: begin a new one")
-        session.used_at = self._clock()
         return session
 
     def _open_session(self, owner: Owner, upload_id: str) -> _Session:
@@ -236,21 +230,41 @@ class MultipartUploads:
             yield
         finally:
             session.requests -= 1
-            session.used_at = self._clock()
 
     async def _receive(
-        self, part: _Part, chunks: AsyncIterator[bytes], size: int | None, expected_sha256: str | None
+        self,
+        owner: Owner,
+        part: _Part,
+        chunks: AsyncIterator[bytes],
+        size: int | None,
+        expected_sha256: str | None,
     ) -> None:
         arrival = Arrival("", part.upload, replace=True, expected_sha256=expected_sha256)
         with told_of_no_room(part.upload):
+            self._count(owner, part, size or 0)
             await self._artifacts.grow(part.room, size or 0)
-            await self._artifacts.receive(arrival, chunks, part.room)
+            async with aclosing(self._counted(owner, part, chunks)) as counted:
+                await self._artifacts.receive(arrival, counted, part.room)
             # An upload may have thousands of parts, so none keeps its descriptor.
             part.room.wrote(await self._artifacts.threads.run(part.upload.pause, expected_sha256))
 
+    def _count(self, owner: Owner, part: _Part, size: int) -> None:
+        """Counts a part as one of `size` bytes, unless it counts for more already."""
+        if size > part.counted:
+            self._bounds.add_bytes(owner, size - part.counted)
+            part.counted = size
+
+    async def _counted(
+        self, owner: Owner, part: _Part, chunks: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        """Counts before room is asked for: nothing is evicted for what is beyond its owner's bound."""
+        async for chunk in chunks:
+            self._count(owner, part, part.upload.size + len(chunk))
+            yield chunk
+
     def _take(self, session: _Session, number: int, part: _Part) -> _Part | None:
         """Puts a part that is here in its place; answers the one of which no more is needed."""
-        if session.completion is not None:
+        if session.asked is not None:
             raise UnknownUploadError("the upload was completed before this part was here")
         older = session.parts.get(number)
         if older is not None and older.order > part.order:
@@ -259,7 +273,7 @@ class MultipartUploads:
         session.parts[number] = part
         return older
 
-    async def _discard(self, part: _Part) -> None:
+    async def _discard(self, owner: Owner, part: _Part) -> None:
         try:
             if part.upload.on_disk:
                 await self._artifacts.threads.run(part.upload.discard)
@@ -267,7 +281,7 @@ class MultipartUploads:
             log.warning("part_not_removed", reason=str(error))
         finally:
             part.room.release()
-            self.parts -= 1
+            self._bounds.drop_part(owner, part.counted)
 
     # --- completing -------------------------------------------------------------------------------
 
@@ -285,9 +299,9 @@ class MultipartUploads:
             reason = type(error).__name__
             raise
         finally:
-            del self._sessions[upload_id]
+            self._end(upload_id)
             for part in parts:
-                await self._discard(part)
+                await self._discard(session.owner, part)
             self._tell(session.size, result, reason)
         return stored
 
@@ -316,6 +330,12 @@ class MultipartUploads:
 
     # --- life -------------------------------------------------------------------------------------
 
+    def _end(self, upload_id: str) -> _Session:
+        """From now on the upload is not known any more; its parts are the caller's to discard."""
+        session = self._sessions.pop(upload_id)
+        self._bounds.drop_upload(session.owner)
+        return session
+
     async def run(self) -> None:
         """Removes uploads that nobody goes on with, for ever."""
         while True:
@@ -333,18 +353,17 @@ class MultipartUploads:
             if session.used_at <= bound and session.requests == 0 and session.completion is None
         ]
         # All at once, so that none gets a part while the files of another are deleted.
-        await self._abandon([self._sessions.pop(upload_id) for upload_id in idle])
+        await self._abandon([self._end(upload_id) for upload_id in idle])
         return len(idle)
 
     async def _abandon(self, sessions: list[_Session]) -> None:
         for session in sessions:
             for part in session.parts.values():
-                await self._discard(part)
+                await self._discard(session.owner, part)
             # The client left, unless it was the node that did not take its parts.
             self._tell(0, "error" if session.trouble else "cancelled", session.trouble)
 
     async def stop(self) -> None:
         """Ends what is being completed and removes all parts. No request may be going on. Idempotent."""
         await self._jobs.stop()
-        sessions, self._sessions = list(self._sessions.values()), {}
-        await self._abandon(sessions)
+        await self._abandon([self._end(upload_id) for upload_id in list(self._sessions)])
