@@ -5,25 +5,29 @@ import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.artifact_rig import ArtifactRig, body
+from tests.support.artifact_rig import QUIET, ArtifactRig, body
 from tests.support.disk_faults import ERRORS, fault
 from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
 from undercroft.errors import (
     BadRequestError,
+    BufferFullError,
     CapacityError,
+    CommitTimeoutError,
     DigestMismatchError,
     IncompleteBodyError,
     PartsTooLargeError,
+    RowRefusedError,
     TooLargeError,
     UnknownUploadError,
 )
-from undercroft.multipart import MultipartUploads, Owner, bounds
+from undercroft.multipart import MultipartUploads, Owner, bounds, session
 from undercroft.settings_sections import UploadsSection
 from undercroft.storage.capacity import Capacity, Volume
 from undercroft.storage.upload import Stored
@@ -121,6 +125,14 @@ class Slow:
         if self.error is not None:
             raise self.error
         yield self._pieces[1]
+
+
+async def full() -> None:
+    raise BufferFullError("no room for a row")
+
+
+async def nothing() -> None:
+    pass
 
 
 OpenMultipart = Callable[..., Awaitable[MultipartRig]]
@@ -288,15 +300,145 @@ async def test_mismatch_ends_the_upload(rig: MultipartRig) -> None:
     rig.assert_empty()
 
 
-async def test_a_completed_upload_is_unknown(rig: MultipartRig) -> None:
+async def test_who_asks_again_gets_the_same_answer(rig: MultipartRig) -> None:
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    await rig.put(upload, 2, b"2")
+    assert await rig.complete(upload, 1, 2) is Stored.CREATED
+    rig.assert_empty(2)
+    rig.now += IDLE_S - 1
+    assert await rig.uploads.remove_idle() == 0
+    assert await rig.complete(upload, 2, 1) is Stored.CREATED
+    for other in (rig.complete(upload, 1), rig.complete(upload, 1, 2, digest=sha256(b"12"))):
+        with pytest.raises(UnknownUploadError, match="other parts"):
+            await other
+    with pytest.raises(UnknownUploadError):
+        await rig.put(upload, 2, b"2")
+    with pytest.raises(UnknownUploadError):
+        await rig.complete(upload, 1, 2, owner=OWNER._replace(scope="forks"))
+    assert rig.told() == [("created", "", 2)]
+
+
+async def test_a_finished_upload_is_forgotten_after_a_while_however_often_it_is_asked_for(
+    rig: MultipartRig,
+) -> None:
     upload = rig.start()
     await rig.put(upload, 1, b"1")
     await rig.complete(upload, 1)
+    rig.now += IDLE_S - 1
+    await rig.complete(upload, 1)
+    rig.now += 1
+    await rig.uploads.remove_idle()
     with pytest.raises(UnknownUploadError):
         await rig.complete(upload, 1)
+    assert rig.told() == [("created", "", 1)]
+
+
+async def test_so_many_finished_uploads_are_remembered(
+    rig: MultipartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "OWNER_MAX_UPLOADS", 2)
+    monkeypatch.setattr(session, "MAX_UPLOADS", 3)
+    other = OWNER._replace(project="other")
+
+    async def finished(owner: Owner) -> str:
+        upload = rig.start(owner)
+        await rig.put(upload, 1, owner=owner)
+        await rig.complete(upload, 1, owner=owner)
+        return upload
+
+    async def is_remembered(owner: Owner, upload: str) -> bool:
+        try:
+            await rig.complete(upload, 1, owner=owner)
+        except UnknownUploadError:
+            return False
+        return True
+
+    mine = [await finished(OWNER) for _ in range(3)]
+    theirs = [await finished(other) for _ in range(2)]
+    assert [await is_remembered(OWNER, upload) for upload in mine] == [False, True, True]
+    assert [await is_remembered(other, upload) for upload in theirs] == [False, True]
+
+
+async def test_a_late_commit_is_waited_for_again(open_multipart: OpenMultipart) -> None:
+    rig = await open_multipart(settings=replace(QUIET, commit_timeout_ms=20))
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    rig.rig.table.shut_gate()
+    for _ in range(2):
+        with pytest.raises(CommitTimeoutError):
+            await rig.complete(upload, 1)
+    rig.assert_empty(1)
+    rig.rig.table.open_gate()
+    await rig.rig.buffer.flush()
+    assert await rig.complete(upload, 1) is Stored.CREATED
+    assert rig.rig.rows() == {KEY: (1, sha256(b"1"))}
+    assert rig.told() == [("error", "CommitTimeoutError", 1)]
+
+
+async def test_a_late_commit_that_is_refused_in_the_end(open_multipart: OpenMultipart) -> None:
+    rig = await open_multipart(settings=replace(QUIET, commit_timeout_ms=20))
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    rig.rig.table.shut_gate()
+    with pytest.raises(CommitTimeoutError):
+        await rig.complete(upload, 1)
+    rig.rig.table.refused_keys.add(KEY)
+    rig.rig.table.open_gate()
+    await rig.rig.buffer.flush()
+    for _ in range(2):
+        with pytest.raises(RowRefusedError):
+            await rig.complete(upload, 1)
+
+
+async def test_a_full_buffer_leaves_the_upload_as_it_is(
+    rig: MultipartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = rig.start()
+    await rig.put(upload, 1, b"x" * BIG)
+    await rig.put(upload, 2, b"y")
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.rig.buffer, "wait_for_room", full)
+        for _ in range(2):
+            with pytest.raises(BufferFullError):
+                await rig.complete(upload, 1, 2)
+    assert rig.rig.accounts == (0, BIG + 1)
+    assert (rig.told(), rig.open_parts()) == ([], [])
+    await rig.put(upload, 3, b"z")
+    assert await rig.complete(upload, 1, 2, 3) is Stored.CREATED
+    assert await rig.rig.content(KEY) == b"x" * BIG + b"yz"
+    rig.assert_empty(BIG + 2)
+
+
+@pytest.mark.parametrize("ends", ["completed", "given up"])
+async def test_a_buffer_that_is_filled_while_parts_are_moved(
+    rig: MultipartRig, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    upload = rig.start()
+    for number in (1, 2, 3):
+        await rig.put(upload, number, b"%d" % number * BIG)
+    questions = iter([nothing(), full()])
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.rig.buffer, "wait_for_room", lambda: next(questions))
+        with pytest.raises(BufferFullError):
+            await rig.complete(upload, 1, 2, 3)
+    assert rig.rig.accounts == (0, 3 * BIG)
+    assert (rig.uploads.parts, rig.open_parts()) == (1, [])
     with pytest.raises(UnknownUploadError):
-        await rig.put(upload, 2, b"2")
-    assert len(rig.told()) == 1
+        await rig.put(upload, 2, b"y")
+    with pytest.raises(UnknownUploadError):
+        await rig.complete(upload, 1)
+    if ends == "given up":
+        rig.now += IDLE_S
+        assert await rig.uploads.remove_idle() == 1
+        assert rig.told() == [("error", "BufferFullError", 0)]
+        rig.assert_empty()
+        return
+    data = b"1" * BIG + b"2" * BIG + b"3" * BIG
+    assert await rig.complete(upload, 1, 2, 3) is Stored.CREATED
+    assert rig.rig.rows() == {KEY: (3 * BIG, sha256(data))}
+    assert await rig.rig.content(KEY) == data
+    rig.assert_empty(3 * BIG)
 
 
 async def test_it_is_completed_once_however_many_ask(rig: MultipartRig) -> None:
