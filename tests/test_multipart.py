@@ -5,27 +5,31 @@ import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.artifact_rig import ArtifactRig, body
+from tests.support.artifact_rig import QUIET, ArtifactRig, body
 from tests.support.disk_faults import ERRORS, fault
 from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
-from undercroft import multipart
 from undercroft.errors import (
     BadRequestError,
+    BufferFullError,
     CapacityError,
+    CommitTimeoutError,
     DigestMismatchError,
     IncompleteBodyError,
     PartsTooLargeError,
+    RowRefusedError,
     TooLargeError,
     UnknownUploadError,
 )
-from undercroft.multipart import MultipartUploads, Owner
+from undercroft.multipart import MultipartUploads, Owner, bounds, session
 from undercroft.settings_sections import UploadsSection
+from undercroft.storage.capacity import Capacity, Volume
 from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 
@@ -121,6 +125,14 @@ class Slow:
         if self.error is not None:
             raise self.error
         yield self._pieces[1]
+
+
+async def full() -> None:
+    raise BufferFullError("no room for a row")
+
+
+async def nothing() -> None:
+    pass
 
 
 OpenMultipart = Callable[..., Awaitable[MultipartRig]]
@@ -254,6 +266,26 @@ async def test_other_parts_than_arrived_and_the_upload_goes_on(rig: MultipartRig
     assert await rig.complete(upload, 1, 2) is Stored.CREATED
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([1], "1 of the parts that arrived are not listed: 2"),
+        ([1, 2, 3], "1 of the parts listed did not arrive: 3"),
+        ([3], "1 of the parts listed did not arrive: 3; 2 of the parts that arrived are not listed: 1, 2"),
+        ([*range(1, 9)], "6 of the parts listed did not arrive: 3, 4, 5, 6, 7, ..."),
+    ],
+)
+async def test_what_is_wrong_with_the_list_is_named(
+    rig: MultipartRig, numbers: list[int], message: str
+) -> None:
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    await rig.put(upload, 2, b"2")
+    with pytest.raises(BadRequestError) as caught:
+        await rig.complete(upload, *numbers)
+    assert str(caught.value) == message
+
+
 async def test_mismatch_ends_the_upload(rig: MultipartRig) -> None:
     upload = rig.start()
     for number in (1, 2):
@@ -268,15 +300,145 @@ async def test_mismatch_ends_the_upload(rig: MultipartRig) -> None:
     rig.assert_empty()
 
 
-async def test_a_completed_upload_is_unknown(rig: MultipartRig) -> None:
+async def test_who_asks_again_gets_the_same_answer(rig: MultipartRig) -> None:
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    await rig.put(upload, 2, b"2")
+    assert await rig.complete(upload, 1, 2) is Stored.CREATED
+    rig.assert_empty(2)
+    rig.now += IDLE_S - 1
+    assert await rig.uploads.remove_idle() == 0
+    assert await rig.complete(upload, 2, 1) is Stored.CREATED
+    for other in (rig.complete(upload, 1), rig.complete(upload, 1, 2, digest=sha256(b"12"))):
+        with pytest.raises(UnknownUploadError, match="other parts"):
+            await other
+    with pytest.raises(UnknownUploadError):
+        await rig.put(upload, 2, b"2")
+    with pytest.raises(UnknownUploadError):
+        await rig.complete(upload, 1, 2, owner=OWNER._replace(scope="forks"))
+    assert rig.told() == [("created", "", 2)]
+
+
+async def test_a_finished_upload_is_forgotten_after_a_while_however_often_it_is_asked_for(
+    rig: MultipartRig,
+) -> None:
     upload = rig.start()
     await rig.put(upload, 1, b"1")
     await rig.complete(upload, 1)
+    rig.now += IDLE_S - 1
+    await rig.complete(upload, 1)
+    rig.now += 1
+    await rig.uploads.remove_idle()
     with pytest.raises(UnknownUploadError):
         await rig.complete(upload, 1)
+    assert rig.told() == [("created", "", 1)]
+
+
+async def test_so_many_finished_uploads_are_remembered(
+    rig: MultipartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "OWNER_MAX_UPLOADS", 2)
+    monkeypatch.setattr(session, "MAX_UPLOADS", 3)
+    other = OWNER._replace(project="other")
+
+    async def finished(owner: Owner) -> str:
+        upload = rig.start(owner)
+        await rig.put(upload, 1, owner=owner)
+        await rig.complete(upload, 1, owner=owner)
+        return upload
+
+    async def is_remembered(owner: Owner, upload: str) -> bool:
+        try:
+            await rig.complete(upload, 1, owner=owner)
+        except UnknownUploadError:
+            return False
+        return True
+
+    mine = [await finished(OWNER) for _ in range(3)]
+    theirs = [await finished(other) for _ in range(2)]
+    assert [await is_remembered(OWNER, upload) for upload in mine] == [False, True, True]
+    assert [await is_remembered(other, upload) for upload in theirs] == [False, True]
+
+
+async def test_a_late_commit_is_waited_for_again(open_multipart: OpenMultipart) -> None:
+    rig = await open_multipart(settings=replace(QUIET, commit_timeout_ms=20))
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    rig.rig.table.shut_gate()
+    for _ in range(2):
+        with pytest.raises(CommitTimeoutError):
+            await rig.complete(upload, 1)
+    rig.assert_empty(1)
+    rig.rig.table.open_gate()
+    await rig.rig.buffer.flush()
+    assert await rig.complete(upload, 1) is Stored.CREATED
+    assert rig.rig.rows() == {KEY: (1, sha256(b"1"))}
+    assert rig.told() == [("error", "CommitTimeoutError", 1)]
+
+
+async def test_a_late_commit_that_is_refused_in_the_end(open_multipart: OpenMultipart) -> None:
+    rig = await open_multipart(settings=replace(QUIET, commit_timeout_ms=20))
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    rig.rig.table.shut_gate()
+    with pytest.raises(CommitTimeoutError):
+        await rig.complete(upload, 1)
+    rig.rig.table.refused_keys.add(KEY)
+    rig.rig.table.open_gate()
+    await rig.rig.buffer.flush()
+    for _ in range(2):
+        with pytest.raises(RowRefusedError):
+            await rig.complete(upload, 1)
+
+
+async def test_a_full_buffer_leaves_the_upload_as_it_is(
+    rig: MultipartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = rig.start()
+    await rig.put(upload, 1, b"x" * BIG)
+    await rig.put(upload, 2, b"y")
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.rig.buffer, "wait_for_room", full)
+        for _ in range(2):
+            with pytest.raises(BufferFullError):
+                await rig.complete(upload, 1, 2)
+    assert rig.rig.accounts == (0, BIG + 1)
+    assert (rig.told(), rig.open_parts()) == ([], [])
+    await rig.put(upload, 3, b"z")
+    assert await rig.complete(upload, 1, 2, 3) is Stored.CREATED
+    assert await rig.rig.content(KEY) == b"x" * BIG + b"yz"
+    rig.assert_empty(BIG + 2)
+
+
+@pytest.mark.parametrize("ends", ["completed", "given up"])
+async def test_a_buffer_that_is_filled_while_parts_are_moved(
+    rig: MultipartRig, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    upload = rig.start()
+    for number in (1, 2, 3):
+        await rig.put(upload, number, b"%d" % number * BIG)
+    questions = iter([nothing(), full()])
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.rig.buffer, "wait_for_room", lambda: next(questions))
+        with pytest.raises(BufferFullError):
+            await rig.complete(upload, 1, 2, 3)
+    assert rig.rig.accounts == (0, 3 * BIG)
+    assert (rig.uploads.parts, rig.open_parts()) == (1, [])
     with pytest.raises(UnknownUploadError):
-        await rig.put(upload, 2, b"2")
-    assert len(rig.told()) == 1
+        await rig.put(upload, 2, b"y")
+    with pytest.raises(UnknownUploadError):
+        await rig.complete(upload, 1)
+    if ends == "given up":
+        rig.now += IDLE_S
+        assert await rig.uploads.remove_idle() == 1
+        assert rig.told() == [("error", "BufferFullError", 0)]
+        rig.assert_empty()
+        return
+    data = b"1" * BIG + b"2" * BIG + b"3" * BIG
+    assert await rig.complete(upload, 1, 2, 3) is Stored.CREATED
+    assert rig.rig.rows() == {KEY: (3 * BIG, sha256(data))}
+    assert await rig.rig.content(KEY) == data
+    rig.assert_empty(3 * BIG)
 
 
 async def test_it_is_completed_once_however_many_ask(rig: MultipartRig) -> None:
@@ -402,8 +564,8 @@ async def test_all_parts_together_are_bounded(open_multipart: OpenMultipart, dec
 
 
 async def test_uploads_and_parts_are_counted(rig: MultipartRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multipart, "MAX_UPLOADS", 2)
-    monkeypatch.setattr(multipart, "MAX_PARTS", 3)
+    monkeypatch.setattr(bounds, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(bounds, "MAX_PARTS", 3)
     uploads = [rig.start(), rig.start()]
     with pytest.raises(CapacityError):
         rig.start()
@@ -416,35 +578,88 @@ async def test_uploads_and_parts_are_counted(rig: MultipartRig, monkeypatch: pyt
     rig.start()
 
 
+async def test_uploads_and_parts_of_one_owner_are_counted(
+    rig: MultipartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "OWNER_MAX_UPLOADS", 2)
+    monkeypatch.setattr(bounds, "OWNER_MAX_PARTS", 3)
+    uploads = [rig.start(), rig.start()]
+    with pytest.raises(CapacityError, match="2 uploads in parts of acc/proj are going on"):
+        rig.start()
+    for number in (1, 2, 3):
+        await rig.put(uploads[0], number)
+    with pytest.raises(CapacityError, match="3 parts of acc/proj are waiting"):
+        await rig.put(uploads[1], 1)
+    for owner in (OWNER._replace(scope="forks"), OWNER._replace(project="other")):
+        await rig.put(rig.start(owner), 1, owner=owner)
+    # What is finished counts no more.
+    await rig.complete(uploads[0], 1, 2, 3)
+    await rig.put(uploads[1], 1)
+    rig.start()
+
+
+@pytest.mark.parametrize("declared", [BIG, None])
+async def test_bytes_of_one_owner_are_counted_and_nothing_is_evicted_for_what_is_beyond(
+    open_multipart: OpenMultipart, monkeypatch: pytest.MonkeyPatch, declared: int | None
+) -> None:
+    rig = await open_multipart({"module_max_bytes": BIG}, limit_bytes=4_000_000)
+
+    async def evict(_size: int) -> bool:
+        raise AssertionError("asked for an eviction")
+
+    monkeypatch.setattr(rig.rig.artifacts, "make_room", evict)
+    first, second = rig.start(), rig.start()
+    await rig.put(first, 1, b"x" * BIG)
+    with pytest.raises(CapacityError, match=r"parts of acc/proj hold .* and 1000000 are the most"):
+        await rig.put(second, 1, b"y" * (BIG // 2), b"y" * (BIG // 2), declared=declared)
+    assert rig.rig.accounts == (0, BIG)
+    other = OWNER._replace(scope="forks")
+    await rig.put(rig.start(other), 1, b"x" * BIG, owner=other)
+    await rig.complete(first, 1)
+    await rig.put(second, 1, b"y" * BIG, declared=declared)
+
+
+@pytest.mark.parametrize(
+    ("limit", "module", "bound"),
+    [(1_000, 100, 250), (1_000, 400, 400), (1_000, 501, 500), (1_000, 5_000, 500)],
+)
+def test_an_owner_has_a_quarter_but_room_for_a_module_up_to_half(limit: int, module: int, bound: int) -> None:
+    capacity = Capacity(lambda: Volume(10**12, 10**12), limit, 100.0)
+    assert bounds.MultipartBounds(capacity, module).owner_max_bytes() == bound
+
+
 async def test_no_room_for_a_part(open_multipart: OpenMultipart) -> None:
     rig = await open_multipart(limit_bytes=1_000_000)
     upload = rig.start()
-    await rig.put(upload, 1, b"x" * BIG)
-    for declared in (BIG, None):
-        with pytest.raises(CapacityError):
-            await rig.put(upload, 2, b"y" * BIG, declared=declared)
+    await rig.put(upload, 1, b"x" * 300_000)
+    held = rig.rig.capacity.reserve(600_000)
+    for declared in (190_000, None):
+        with pytest.raises(CapacityError, match="reserved"):
+            await rig.put(upload, 2, b"y" * 190_000, declared=declared)
     with pytest.raises(TooLargeError):
         await rig.put(upload, 2, declared=2_000_000)
-    assert rig.rig.accounts == (0, BIG)
+    assert rig.rig.accounts == (0, 900_000)
     await rig.complete(upload, 1)
+    held.release()
 
 
 async def test_completing_needs_room_for_one_part_more_than_all(open_multipart: OpenMultipart) -> None:
-    rig = await open_multipart(limit_bytes=5_000_000)
+    rig = await open_multipart(limit_bytes=8_000_000)
     upload = rig.start()
     data = [bytes([number]) * 1_000_000 for number in range(4)]
     for number, part in enumerate(data):
         await rig.put(upload, number + 1, part)
-    await rig.complete(upload, 1, 2, 3, 4)
+    with rig.rig.capacity.reserve(3_000_000):
+        await rig.complete(upload, 1, 2, 3, 4)
     assert await rig.rig.content(KEY) == b"".join(data)
 
 
 async def test_no_room_to_complete_ends_the_upload(open_multipart: OpenMultipart) -> None:
-    rig = await open_multipart(limit_bytes=1_000_000)
+    rig = await open_multipart(limit_bytes=2_000_000)
     upload = rig.start()
     for number in (1, 2):
         await rig.put(upload, number, b"x" * 500_000)
-    with pytest.raises(CapacityError):
+    with rig.rig.capacity.reserve(1_000_000), pytest.raises(CapacityError):
         await rig.complete(upload, 1, 2)
     assert rig.told() == [("error", "CapacityError", 1_000_000)]
     rig.assert_empty()
@@ -525,6 +740,20 @@ async def test_an_upload_is_not_idle_while_a_part_comes_however_slowly(rig: Mult
     await sending
     rig.now += IDLE_S - 1
     assert await rig.uploads.remove_idle() == 0
+    rig.now += 1
+    assert await rig.uploads.remove_idle() == 1
+    rig.assert_empty()
+
+
+async def test_what_fails_keeps_no_upload_alive(rig: MultipartRig) -> None:
+    upload = rig.start()
+    await rig.put(upload, 1, b"1")
+    rig.now += IDLE_S - 1
+    with pytest.raises(DigestMismatchError):
+        await rig.put(upload, 2, b"2", digest="0" * 64)
+    with pytest.raises(BadRequestError):
+        await rig.complete(upload, 2)
+    rig.uploads.expect(OWNER, upload)
     rig.now += 1
     assert await rig.uploads.remove_idle() == 1
     rig.assert_empty()

@@ -306,14 +306,18 @@ class CacheArtifacts:
                 room.wrote(await self.threads.run(upload.write_out))
                 arrival.on_written()
 
+    async def wait_for_room(self) -> None:
+        """Returns when an artifact's rows would be accepted; raises like `SQLiteBuffer.wait_for_room`."""
+        await self._buffer.wait_for_room()
+        if self._transfers is not None:
+            await self._transfers.wait_for_room()
+
     async def publish(self, arrival: Arrival, room: Reservation) -> Taken:
         """Gives what was received in `room` its name and its row; the caller discards what is left."""
         key, upload = arrival.key, arrival.upload
         async with self.alone(key):
             # Before a file is touched: a row that found no room would cost the artifact it replaces.
-            await self._buffer.wait_for_room()
-            if self._transfers is not None:
-                await self._transfers.wait_for_room()
+            await self.wait_for_room()
             arrival.check()
             arrival.replace = arrival.replace or self.is_doomed(key)
             old = self.find(key)

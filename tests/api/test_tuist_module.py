@@ -20,7 +20,8 @@ from tests.support.served_node import PATIENCE_S, ServedNode, served_node
 from undercroft.api import app
 from undercroft.api.request import Receive, Request, Scope, Send
 from undercroft.auth.grants import Caller
-from undercroft.errors import CommitTimeoutError
+from undercroft.errors import BufferFullError, CommitTimeoutError
+from undercroft.multipart import bounds
 
 from .conftest import OpenNode
 from .dialects import QUERY
@@ -326,17 +327,18 @@ async def test_all_parts_too_large(open_node: OpenNode) -> None:
 
 
 async def test_node_full(open_node: OpenNode) -> None:
-    served = await open_node(disk={"limit_bytes": 5_000})
+    served = await open_node(disk={"limit_bytes": 10_000})
     modules = Modules(served.client)
     upload = await modules.start()
-    with served.node.capacity.reserve(4_000):
+    with served.node.capacity.reserve(9_000):
         assert (await modules.part(upload, 1, bytes(1_001))).status_code == 507
-        assert served.node.capacity.reserved == 4_000
+        assert served.node.capacity.reserved == 9_000
     assert (await modules.part(upload, 1, bytes(1_001))).status_code == 204
-    assert (await modules.part(upload, 2, bytes(5_001))).status_code == 413
+    assert (await modules.part(upload, 2, bytes(10_001))).status_code == 413
     assert (await modules.part(upload, 2, bytes(3_000))).status_code == 204
     # To put them together takes room for one of them.
-    assert (await modules.complete(upload, 1, 2)).status_code == 507
+    with served.node.capacity.reserve(5_000):
+        assert (await modules.complete(upload, 1, 2)).status_code == 507
     assert served.node.capacity.reserved == 0
     await served.assert_nothing_stored()
 
@@ -426,7 +428,60 @@ async def test_completed_twice(modules: Modules) -> None:
     upload = await modules.start()
     await modules.part(upload, 1, DATA)
     assert (await modules.complete(upload, 1)).status_code == 204
-    assert (await modules.complete(upload, 1)).status_code == 404
+    # The first answer may have been lost.
+    assert (await modules.complete(upload, 1)).status_code == 204
+    assert (await modules.complete(upload, 1, 2)).status_code == 404
+    assert (await modules.part(upload, 1, DATA)).status_code == 404
+
+
+async def test_completed_again_after_a_full_buffer(
+    served: ServedNode, modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full() -> None:
+        raise BufferFullError("no room for a row")
+
+    upload = await modules.start()
+    await modules.part(upload, 1, DATA)
+    with monkeypatch.context() as patch:
+        patch.setattr(served.node.artifacts, "wait_for_room", full)
+        answer = await modules.complete(upload, 1)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert (await modules.complete(upload, 1)).status_code == 204
+    assert (await modules.get()).content == DATA
+
+
+async def test_completed_again_after_a_late_commit(
+    served: ServedNode, modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(_taken: object) -> None:
+        raise CommitTimeoutError("its row is not committed yet")
+
+    upload = await modules.start()
+    await modules.part(upload, 1, DATA)
+    with monkeypatch.context() as patch:
+        patch.setattr(served.node.artifacts, "acknowledged", late)
+        for _ in range(2):
+            answer = await modules.complete(upload, 1)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert (await modules.complete(upload, 1)).status_code == 204
+
+
+async def test_uploads_of_one_project_leave_room_for_others(
+    open_node: OpenNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "OWNER_MAX_UPLOADS", 5)
+    served = await open_node(disk={"limit_bytes": 4_000_000}, uploads={"module_max_bytes": 1_000_000})
+    old = f"/ccache/acc/proj/{'0' * 40}"
+    await served.client.put(old, content=bytes(1_000_000))
+    greedy, other = Modules(served.client), Modules(served.client, QUERY.replace("=proj", "=other"))
+    uploads = [await greedy.start(f"abcdef{number}") for number in range(5)]
+    answer = await served.client.post(greedy.url("start", hash="abcdef", name="A.zip"))
+    assert answer.status_code == 507
+    assert "5 uploads in parts of acc/proj" in answer.json()["message"]
+    statuses = [(await greedy.part(upload, 1, bytes(400_000))).status_code for upload in uploads]
+    assert statuses == [204, 204, 507, 507, 507]
+    await other.store()
+    assert (await served.client.get(old)).status_code == 200
 
 
 async def test_completed_by_many_at_once(modules: Modules) -> None:

@@ -41,14 +41,19 @@ BEGUN = {
     200: "the id of the upload; null when the module is stored already",
     400: "bad parameters",
     503: "try again",
-    507: "no room for another upload now",
+    507: "no room for another upload now, or too many of the project",
 }
 NOT_TAKEN = {
     **NOT_STORED_NOW,
     404: "no such upload: completed, removed after a pause, of another project, or never begun",
 }
 TAKEN = {204: "here", **NOT_TAKEN, 422: "not the announced checksum, or all parts together too large"}
-COMPLETED = {204: "stored, or already there", **NOT_TAKEN, 400: "not the parts that arrived: try again"}
+COMPLETED = {
+    204: "stored, or already there, also for who asks for the same again",
+    **NOT_TAKEN,
+    400: "not the parts that arrived: try again",
+    404: "no such upload: completed otherwise, removed after a pause, of another project, or never begun",
+}
 
 
 # For the document only: what is wrong with a body is told in words of our own.
