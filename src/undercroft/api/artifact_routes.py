@@ -1,8 +1,8 @@
 """What every dialect does with artifacts: serve one, store one, and tell how it went."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -49,7 +49,7 @@ Admit: TypeAlias = Callable[[OpenArtifact], Awaitable[Admitted | None]]
 Look: TypeAlias = Callable[[str, bool], Awaitable[Lookup]]
 """Looks for an artifact; the flag: whether it must be known to be whole."""
 
-Decode: TypeAlias = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+Decode: TypeAlias = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 """Makes the bytes to be stored of those that arrive; it bounds them itself."""
 
 
@@ -157,11 +157,14 @@ class ArtifactRoutes:
         The `preamble` goes in front of it into the same file. What `decode` makes of the body is stored
         instead; `expected_sha256` is the digest of all that is stored.
         """
-        with self._told() as upload:
+        own = scoped_key(key, request.caller.scope)
+        async with AsyncExitStack() as decoding:
+            upload = decoding.enter_context(self._told())
             body = Body(request, self.max_bytes, self.read_timeout_ms)
             chunks, size = body.chunks(), body.declared
             if decode is not None:
-                chunks, size = decode(chunks), None
+                # Closed at once when nothing more is taken of it: it may hold what others wait for.
+                chunks, size = await decoding.enter_async_context(aclosing(decode(chunks))), None
             if preamble:
                 chunks, size = _led_by(preamble, chunks), None if size is None else size + len(preamble)
             stored = await self.artifacts.store(

@@ -12,7 +12,7 @@ from undercroft.api.complete_actions import CompleteActions
 from undercroft.api.request import Request
 from undercroft.api.routing import OCTETS, Route
 from undercroft.api.services import Services
-from undercroft.api.zstd_bodies import decompressed
+from undercroft.api.zstd_bodies import ZstdBodies
 from undercroft.errors import InvalidKeyError
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 
@@ -30,8 +30,8 @@ class BazelApi:
         self._actions = services.entries("bazel", services.uploads.bazel_max_bytes, replace=True)
         self._blobs = services.entries("bazel", services.uploads.bazel_max_bytes, replace=False)
         self._complete = CompleteActions(self._blobs)
-        from_zstd = partial(decompressed, max_bytes=services.uploads.bazel_max_bytes)
-        self._decode: dict[bytes, Decode | None] = {b"": None, b"identity": None, b"zstd": from_zstd}
+        zstd = ZstdBodies(services.uploads.bazel_max_bytes)
+        self._decode: dict[bytes, Decode | None] = {b"": None, b"identity": None, b"zstd": zstd.content}
 
     def routes(self) -> list[Route]:
         """The routes of this dialect."""
