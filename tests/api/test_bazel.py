@@ -18,7 +18,8 @@ from tests.support.tiers import directory_store, transferred
 from undercroft.api import complete_actions
 from undercroft.api.complete_actions import MAX_ACTION_BYTES
 from undercroft.errors import ObjectStoreError
-from undercroft.read_through import Lookup, ReadThrough
+from undercroft.read_through import ReadThrough
+from undercroft.storage.open_artifact import OpenArtifact
 
 from .conftest import OpenNode
 
@@ -286,18 +287,18 @@ async def test_many_blobs_are_asked_for_a_few_at_a_time(
     await put_blobs(served, *blobs)
     await put_action(served, result)
     asking, most = 0, 0
-    head = ReadThrough.head
+    on_disk = ReadThrough.on_disk
 
-    async def slow(lookup: ReadThrough, key: str, surely: bool = False) -> Lookup:
+    async def slow(lookup: ReadThrough, key: str, surely: bool = False) -> OpenArtifact | None:
         nonlocal asking, most
         asking += 1
         most = max(most, asking)
         for _ in range(3):
             await asyncio.sleep(0)
         asking -= 1
-        return await head(lookup, key, surely)
+        return await on_disk(lookup, key, surely)
 
-    monkeypatch.setattr(ReadThrough, "head", slow)
+    monkeypatch.setattr(ReadThrough, "on_disk", slow)
     assert (await served.client.get(AC)).status_code == 200
     assert most == complete_actions.BLOBS_AT_ONCE
     await evict(served, blobs[-1])

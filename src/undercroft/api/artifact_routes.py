@@ -46,8 +46,8 @@ class Admitted(NamedTuple):
 Admit: TypeAlias = Callable[[OpenArtifact], Awaitable[Admitted | None]]
 """Looks into an artifact; None: nobody may be given it, which is a miss. It does not close it."""
 
-Look: TypeAlias = Callable[[str, bool], Awaitable[Lookup]]
-"""Looks for an artifact; the flag: whether it must be known to be whole."""
+Look: TypeAlias = Callable[[str, bool, float], Awaitable[Lookup]]
+"""Looks for an artifact in the object store; whether it must be known to be whole, and until when to wait."""
 
 Decode: TypeAlias = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 """Makes the bytes to be stored of those that arrive; it bounds them itself."""
@@ -94,7 +94,7 @@ class ArtifactRoutes:
             # What is to be looked into has to be here, for HEAD as well.
             asks = request.method == "HEAD" and admit is None
             admitted, source = await self._find(
-                request, key, self.lookup.head if asks else self.lookup.open, admit
+                request, key, self.lookup.ask if asks else self.lookup.fetch, admit
             )
             if admitted is None:
                 result = "s3_miss" if source is Source.NOWHERE else "miss"
@@ -112,7 +112,7 @@ class ArtifactRoutes:
 
     async def peek(self, request: Request, key: str, admit: Admit) -> Admitted | None:
         """What GET would serve, closed already: its size and headers. Not counted as a download."""
-        admitted, _ = await self._find(request, key, self.lookup.open, admit)
+        admitted, _ = await self._find(request, key, self.lookup.fetch, admit)
         if admitted is not None:
             admitted.artifact.close()
         return admitted
@@ -122,7 +122,7 @@ class ArtifactRoutes:
 
         Raises `TooLargeError` if it has more than `max_bytes`.
         """
-        admitted, _ = await self._find(request, key, self.lookup.open, None)
+        admitted, _ = await self._find(request, key, self.lookup.fetch, None)
         if admitted is None:
             return None
         found = admitted.artifact
@@ -233,11 +233,8 @@ class ArtifactRoutes:
 
     async def about(self, request: Request, key: str) -> OpenArtifact | None:
         """What GET would find, like `exists`; whoever gets it closes it."""
-        for candidate in readable(request, key):
-            found, _ = await self.lookup.head(candidate, self.surely)
-            if found is not None:
-                return found
-        return None
+        admitted, _ = await self._find(request, key, self.lookup.ask, None)
+        return None if admitted is None else admitted.artifact
 
     async def is_stored(self, request: Request, key: str) -> bool:
         """Whether there is nothing left to upload; then that counts as an upload of what was there.
@@ -274,10 +271,24 @@ class ArtifactRoutes:
     async def _find(
         self, request: Request, key: str, look: Look, admit: Admit | None
     ) -> tuple[Admitted | None, Source]:
-        """The first that is admitted of what the caller may be served, and where it was; else why not."""
-        source = Source.NOWHERE
+        """The first that is admitted of what the caller may be served, and where it was; else why not.
+
+        The object store is asked only if nothing on disk will do: of a scope's own object and what is
+        trusted on disk it is the latter, which costs no wait, and is no less right.
+        """
+        source, elsewhere = Source.NOWHERE, []
         for candidate in readable(request, key):
-            found, source = await look(candidate, self.surely)
+            found = await self.lookup.on_disk(candidate, self.surely)
+            if found is None:
+                elsewhere.append(candidate)
+                continue
+            admitted = await _admitted(found, admit)
+            if admitted is not None:
+                return admitted, Source.DISK
+            source = Source.UNKNOWN
+        deadline = self.lookup.deadline()
+        for candidate in elsewhere:
+            found, source = await look(candidate, self.surely, deadline)
             if found is None:
                 continue
             admitted = await _admitted(found, admit)
