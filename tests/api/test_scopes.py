@@ -217,3 +217,19 @@ async def test_a_scope_finds_its_own_and_what_is_trusted_in_the_object_store(tie
         head = await rig.served.client.head(path, headers=rig.headers["pr"])
         assert (head.status_code, head.headers["content-length"]) == (200, str(len(content)))
         assert await rig.get("pr", path) == content
+
+
+async def test_a_turborepo_scope_replaces_what_it_would_be_served(rig: Rig) -> None:
+    """That the same is there as trusted, behind its own, is of no use to it."""
+    path = f"/turborepo/acc/proj/v8/artifacts/{'a' * 16}"
+
+    async def put(who: str, tag: str) -> None:
+        headers = rig.headers[who] | {"x-artifact-tag": tag}
+        answer = await rig.served.client.put(path, content=tag.encode(), headers=headers)
+        assert answer.status_code == 202
+
+    await put("pr", "X")
+    await put("main", "Y")
+    await put("pr", "Y")
+    got = await rig.served.client.get(path, headers=rig.headers["pr"])
+    assert (got.headers["x-artifact-tag"], got.content) == ("Y", b"Y")

@@ -151,11 +151,13 @@ class ArtifactRoutes:
         expected_sha256: str | None = None,
         preamble: bytes = b"",
         decode: Decode | None = None,
+        admit: Admit | None = None,
     ) -> Stored:
         """Stores the body under the key; raises what the service raises. The dialect answers.
 
         The `preamble` goes in front of it into the same file. What `decode` makes of the body is stored
-        instead; `expected_sha256` is the digest of all that is stored.
+        instead; `expected_sha256` is the digest of all that is stored. What is there and not admitted
+        counts as damaged: it is replaced even where entries stay, or it would stay and never be served.
         """
         own = scoped_key(key, request.caller.scope)
         async with AsyncExitStack() as decoding:
@@ -168,10 +170,10 @@ class ArtifactRoutes:
             if preamble:
                 chunks, size = _led_by(preamble, chunks), None if size is None else size + len(preamble)
             stored = await self.artifacts.store(
-                scoped_key(key, request.caller.scope),
+                own,
                 chunks,
                 declared_size=size,
-                replace=self.replace,
+                replace=self.replace or (admit is not None and await self._is_useless(own, admit)),
                 expected_sha256=expected_sha256,
                 origin=self.origin(request),
             )
@@ -208,15 +210,18 @@ class ArtifactRoutes:
         expected_sha256: str | None,
         *,
         preamble: bytes = b"",
+        same: Admit | None = None,
         admit: Admit | None = None,
     ) -> Stored:
         """Like `store`; what is there already is not compared, the body is only read to its end.
 
-        With `admit` what that does not admit is not there.
+        With `same` what that does not admit is not there.
         """
-        there = await self._stored_key(request, key, admit)
+        there = await self._stored_key(request, key, same)
         if there is None:
-            return await self.store(request, key, expected_sha256=expected_sha256, preamble=preamble)
+            return await self.store(
+                request, key, expected_sha256=expected_sha256, preamble=preamble, admit=admit
+            )
         with self._told() as upload:
             await Body(request, self.max_bytes, self.read_timeout_ms).drain()
             # Whoever stored it may still wait for its commit; until then "it is there" promises too much.
@@ -253,20 +258,33 @@ class ArtifactRoutes:
         """Removes what is stored under the key, here and in the object store; nothing is fine as well."""
         await self.lookup.delete(scoped_key(key, request.caller.scope))
 
-    async def _stored_key(self, request: Request, key: str, admit: Admit | None) -> str | None:
-        """Under which of the keys the caller may read it lies, whole, on this disk."""
+    async def _stored_key(self, request: Request, key: str, same: Admit | None) -> str | None:
+        """Under which of the keys the caller may read it lies, whole, on this disk.
+
+        What GET comes to first decides: to have the same behind it is of no use.
+        """
         for candidate in readable(request, key):
-            there = self.artifacts.find(candidate) is not None and not self.artifacts.is_doomed(candidate)
-            if there and await self._is_whole(candidate, admit):
-                return candidate
+            if self.artifacts.is_doomed(candidate) or self.artifacts.find(candidate) is None:
+                continue
+            found = await self.artifacts.read(candidate, self.surely)
+            if found is None:
+                continue
+            admitted = await _admitted(found, same)
+            if admitted is None:
+                return None
+            admitted.artifact.close()
+            return candidate
         return None
 
-    async def _is_whole(self, key: str, admit: Admit | None) -> bool:
+    async def _is_useless(self, key: str, admit: Admit) -> bool:
+        """Whether what is stored under the key on this disk is not admitted."""
         found = await self.artifacts.read(key, self.surely)
-        admitted = None if found is None else await _admitted(found, admit)
+        if found is None:
+            return False  # a file that is damaged is healed by who stores
+        admitted = await _admitted(found, admit)
         if admitted is not None:
             admitted.artifact.close()
-        return admitted is not None
+        return admitted is None
 
     async def _find(
         self, request: Request, key: str, look: Look, admit: Admit | None
