@@ -251,6 +251,61 @@ def test_other_addresses_do(environment: dict[str, str], host: str) -> None:
     assert load({"host": host}).host == host
 
 
+@pytest.mark.parametrize(
+    "url", ["https://tuist.example.com", "http://127.0.0.1:8080/prefix/", "HTTPS://[::1]:1"]
+)
+def test_a_tuist_server(url: str) -> None:
+    auth = load({"auth": {"mode": "tuist", "tuist_server_url": url}, "host": "0.0.0.0"}).auth
+    assert (auth.mode, auth.tuist_server_url) == ("tuist", url)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("tuist.example.com", "http"),
+        ("ftp://tuist.example.com", "http"),
+        ("https://", "a host"),
+        ("https:///path", "a host"),
+        ("", "http"),
+        ("https://ci:hunter2@tuist.example.com", "no user"),
+        ("https://hunter2@tuist.example.com", "no user"),
+        ("https://ci:hun/ter2@tuist.example.com", "no user"),
+        ("https://tuist.example.com?token=1", "must end with"),
+        ("https://tuist.example.com/#x", "must end with"),
+        ("https://tuist.example.com/\n", "must end with"),
+        ("https://tuist.example.com:x", "Port"),
+        ("https://tuist.example.com:0", "a host"),
+        ("https://[::1", "tuist_server_url"),
+    ],
+)
+def test_what_is_no_tuist_server(environment: dict[str, str], url: str, says: str) -> None:
+    environment |= {"UNDERCROFT_AUTH__MODE": "tuist", "UNDERCROFT_AUTH__TUIST_SERVER_URL": url}
+    message = problems({"host": "0.0.0.0"})
+    assert message.startswith("1 wrong setting: auth.tuist_server_url = ")
+    assert says in message
+    assert "hunter2" not in message
+    assert "ter2" not in message
+
+
+def test_settings_of_a_tuist_server_that_is_not_asked(environment: dict[str, str]) -> None:
+    environment["UNDERCROFT_AUTH__TUIST_SERVER_URL"] = "https://tuist.example.com"
+    environment["UNDERCROFT_AUTH__TUIST_JWT_SECRET"] = "secret"
+    for mode in ("none", "tokens"):
+        environment["UNDERCROFT_AUTH__MODE"] = mode
+        assert load({}).auth.without_effect() == ["auth.tuist_jwt_secret", "auth.tuist_server_url"]
+    environment["UNDERCROFT_AUTH__MODE"] = "tuist"
+    assert load({}).auth.without_effect() == []
+
+
+def test_mode_tuist_needs_a_server_and_a_key_that_is_one(environment: dict[str, str]) -> None:
+    environment["UNDERCROFT_AUTH__MODE"] = "tuist"
+    assert "auth.mode = 'tuist': set auth.tuist_server_url" in problems()
+    environment["UNDERCROFT_AUTH__TUIST_JWT_SECRET"] = ""
+    assert "auth.tuist_jwt_secret = (a secret)" in problems()
+    environment["UNDERCROFT_AUTH__TUIST_JWT_SECRET"] = "hunter2"
+    assert "hunter2" not in problems()
+
+
 def test_settings_do_not_change() -> None:
     settings = load({})
     with pytest.raises(ValueError, match="frozen"):

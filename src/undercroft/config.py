@@ -5,6 +5,7 @@ Flags win over the environment (`UNDERCROFT_*`, nested with two underscores), th
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,7 +80,8 @@ class Settings(Section):
     @classmethod
     def _loopback_only(cls, host: str, info: ValidationInfo) -> str:
         auth = info.data.get("auth")
-        asks = auth is not None and auth.mode != "none"
+        # Without a section there is something wrong in it, which has a line of its own.
+        asks = auth is None or auth.mode != "none"
         if not asks and not info.data.get("allow_unauthenticated") and not _is_loopback(host):
             raise ValueError(
                 "it is reachable from other machines and the node asks nobody who they are: "
@@ -151,8 +153,13 @@ def _problem(detail: Mapping[str, Any]) -> str:
     message = _BETTER_WORDS.get(detail["type"]) or str(detail["msg"]).removeprefix("Value error, ")
     if not name or detail["type"] == CONTRADICTION:
         return message
-    shown = "(a secret)" if name in _secrets() else repr(detail["input"])
+    shown = "(a secret)" if name in _secrets() else _without_user(repr(detail["input"]))
     return f"{name} = {shown}: {message}"
+
+
+def _without_user(shown: str) -> str:
+    """A URL without user and password: errors end up in logs."""
+    return re.sub(r"//.*@", "//(hidden)@", shown)
 
 
 def _secrets() -> set[str]:

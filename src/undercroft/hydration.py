@@ -194,12 +194,10 @@ class Hydration:
         """The digest the bytes must have, by whoever vouches for them; None if nobody does.
 
         A store may have lost what it was told of an object, or never keep it, and the bytes may have been
-        changed there: the name of a blob and the row of a file that is lost are no worse as witnesses.
+        changed there: the name of a blob is no worse as a witness.
         """
-        if digest := digest_in(self.key) or object_.content_sha256:
-            return digest
-        row = self._artifacts.find(self.key)
-        return row.content_sha256 if row is not None else None
+        # Not a row that is left of a lost file: another node may have replaced the object since.
+        return digest_in(self.key) or object_.content_sha256
 
     def _failed(self, result: str, error: UndercroftError | OSError) -> str:
         log.warning("not_hydrated", key=self.key, result=result, reason=str(error))

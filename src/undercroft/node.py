@@ -14,8 +14,12 @@ from undercroft.api.health import Check, HealthApi, SpecApi, buffer_check, datab
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
 from undercroft.artifacts import CacheArtifacts
+from undercroft.auth.counted_gate import CountedGate
 from undercroft.auth.grants import Gate
-from undercroft.auth.tokens import TokenGate
+from undercroft.auth.tokens import TokenGate, has_valid_token
+from undercroft.auth.tuist_client import TuistClient
+from undercroft.auth.tuist_jwt import TuistTokens
+from undercroft.auth.tuist_server import TuistGate
 from undercroft.background import BackgroundWork
 from undercroft.buffers import SQLiteBuffer
 from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
@@ -35,6 +39,7 @@ from undercroft.server import HttpServer, bind
 from undercroft.storage.capacity import Capacity, volume_of
 from undercroft.storage.disk import Disk
 from undercroft.supervisor import Crash, Supervisor
+from undercroft.telemetry.auth_metrics import AuthMetrics
 from undercroft.telemetry.buffer_metrics import BufferMetrics
 from undercroft.telemetry.events import Events
 from undercroft.telemetry.life_metrics import LifeMetrics
@@ -117,6 +122,8 @@ class Node:
         parts = (self.background, self.read_through, self.multipart)
         figures = {name: figure for part in parts for name, figure in part.figures().items()}
         self.life_metrics = LifeMetrics(self.prometheus, self.telemetry, figures)
+        self.auth_metrics = AuthMetrics(self.prometheus, self.telemetry)
+        self.tuist_gate = self._tuist_gate()
         self.application = Application(self._routes(), self._gate())
         self.server: HttpServer | None = None
         self.port = settings.port
@@ -166,6 +173,7 @@ class Node:
             self.settings.uploads,
             self.disk.artifacts,
             self.multipart,
+            self.settings.auth.mode != "none",
         )
         health = HealthApi(
             self._checks(),
@@ -181,7 +189,23 @@ class Node:
         auth = self.settings.auth
         if auth.mode == "none":
             return None
-        return TokenGate(self.node_database, anonymous_read=auth.anonymous_read)
+        gate: Gate = self.tuist_gate or TokenGate(
+            self.node_database, self.telemetry, anonymous_read=auth.anonymous_read
+        )
+        return CountedGate(gate, self.telemetry)
+
+    def _tuist_gate(self) -> TuistGate | None:
+        """The gate that has connections, so it is opened and closed. Raises `SettingsError`."""
+        auth = self.settings.auth
+        if auth.mode != "tuist" or auth.tuist_server_url is None:
+            return None
+        secret = auth.tuist_jwt_secret
+        return TuistGate(
+            TuistClient(auth.tuist_server_url, self.telemetry, timeout_ms=auth.tuist_timeout_ms),
+            self.telemetry,
+            tokens=None if secret is None else TuistTokens(secret.get_secret_value()),
+            anonymous_read=auth.anonymous_read,
+        )
 
     def _checks(self) -> list[Check]:
         return [
@@ -217,10 +241,31 @@ class Node:
         self.artifacts.open()
         await self.background.start(self.supervisor)
         self.supervisor.start_background("uploads in parts", self.multipart.run())
+        if in_vain := self.settings.auth.without_effect():
+            log.warning("tuist_settings_without_mode", without_effect=in_vain)
+        if self.tuist_gate is not None:
+            self.tuist_gate.open()
         # At once, not when the worker gets its turn: who reads "listening" may connect.
         self.server.listen()
         self.supervisor.start("http server", self.server.run())
-        log.info("listening", url=self.url, data_dir=str(self.settings.data_dir), ack=self.settings.ack)
+        self._tell_who_may_enter()
+        log.info(
+            "listening",
+            url=self.url,
+            data_dir=str(self.settings.data_dir),
+            ack=self.settings.ack,
+            auth=self.settings.auth.mode,
+        )
+
+    def _tell_who_may_enter(self) -> None:
+        """Warns of what somebody may not have meant."""
+        auth, tokens = self.settings.auth, has_valid_token(self.node_database)
+        if auth.mode == "none" and tokens:
+            log.warning("tokens_not_asked_for", why="auth.mode is none: everybody may do everything")
+        if auth.mode == "tokens" and not tokens:
+            log.warning("no_tokens", why="nobody may write yet: create one with undercroft token create")
+        if auth.mode == "none" and auth.anonymous_read:
+            log.warning("setting_without_effect", setting="auth.anonymous_read", why="auth.mode is none")
 
     @property
     def url(self) -> str:
@@ -244,6 +289,9 @@ class Node:
             if self.server is not None:
                 await self.server.stop(self.settings.http.stop_grace_ms)
         finally:
+            # Nobody is let in any more.
+            if self.tuist_gate is not None:
+                await self.tuist_gate.close()
             # What makes more work for the rest: background workers, artifacts on their way here or half here.
             await self.supervisor.stop_background()
             await self.background.stop()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -298,11 +299,53 @@ class UploadsSection(Section):
 class AuthSection(Section):
     """Who may do what."""
 
-    mode: Literal["none", "tokens"] = Field(
-        "none", description="`none`: everybody may do everything; `tokens`: see `undercroft token`"
+    # Before `mode`, whose check asks for it.
+    tuist_server_url: str | None = Field(
+        None, description="`https://tuist.example.com`: the server that mode `tuist` asks"
+    )
+    mode: Literal["none", "tokens", "tuist"] = Field(
+        "none",
+        description="`none`: everybody may do everything; `tokens`: see `undercroft token`; `tuist`: a Tuist "
+        "server says who may do what",
+    )
+    tuist_timeout_ms: Count = Field(
+        5_000, description="longest time that the Tuist server may take for an answer (ms)"
+    )
+    tuist_jwt_secret: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="what the Tuist server signs its JWTs with; with it most callers are let in without "
+        "asking the server",
     )
     anonymous_read: bool = Field(False, description="without a credential everybody may read every project")
     open_metrics: bool = Field(False, description="serve `/metrics` without a credential")
+
+    def without_effect(self) -> list[str]:
+        """Dotted names of what was set in vain because the mode is not `tuist`."""
+        given = sorted(name for name in self.model_fields_set if name.startswith("tuist_"))
+        return [] if self.mode == "tuist" else [f"auth.{name}" for name in given]
+
+    @field_validator("tuist_server_url")
+    @classmethod
+    def _server(cls, url: str | None) -> str | None:
+        if url is None:
+            return url
+        if "@" in url:
+            raise ValueError("it must have no user and no password: callers bring their own credentials")
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError("it must begin with https:// or http:// and a host")
+        if parts.query or parts.fragment or not url.isprintable() or " " in url:
+            raise ValueError("it must end with the host, a port or a path")
+        return url
+
+    @field_validator("mode")
+    @classmethod
+    def _server_to_ask(cls, mode: str, info: ValidationInfo) -> str:
+        # A URL that is wrong is not among the data; it has a line of its own.
+        if mode == "tuist" and info.data.get("tuist_server_url", "") is None:
+            raise ValueError("set auth.tuist_server_url, the server to ask")
+        return mode
 
 
 class HttpSection(Section):

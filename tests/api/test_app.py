@@ -287,3 +287,12 @@ async def test_a_tool_with_errors_of_its_own_form_has_them_documented(
     )
     (_, own) = json["application/json"]["schema"]["anyOf"]
     assert own["properties"]["error"]["required"] == ["code", "message"]
+
+
+async def test_a_page_in_a_browser_may_read_and_not_write(served: ServedNode) -> None:
+    """A POST of text is sent to any address without asking it, loopback included."""
+    headers = {"origin": "https://page.example", "content-type": "text/plain"}
+    path = "/api/cache/cas/abcdef?account_handle=acc&project_handle=proj"
+    assert (await served.client.post(path, content=b"bytes", headers=headers)).status_code == 403
+    assert (await served.client.get(path, headers=headers)).status_code == 404
+    await served.assert_nothing_stored()

@@ -13,10 +13,12 @@ import pytest
 from tests.support.leaks import open_files
 from tests.support.served_node import ServedNode
 from undercroft.api import responses
+from undercroft.auth.tokens import NewToken, create_token
 from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.telemetry import events
 
-from .dialects import CCACHE, DIALECTS, FREE_NAMES, GRADLE, TUIST_CAS, TURBOREPO, DialectCase
+from .conftest import OpenNode
+from .dialects import CCACHE, DIALECTS, FREE_NAMES, GRADLE, REPLACING, TUIST_CAS, TURBOREPO, DialectCase
 
 every_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 
@@ -59,9 +61,27 @@ async def test_whole_artifact(served: ServedNode, dialect: DialectCase) -> None:
     assert (got.status_code, got.content) == (200, DATA)
     assert got.headers["content-length"] == str(len(DATA))
     assert got.headers["content-type"] == "application/octet-stream"
-    assert got.headers["cache-control"] == "public, max-age=31536000, immutable"
+    # What a later write replaces must be asked for again.
+    changes = dialect in REPLACING or dialect is TURBOREPO
+    kept = "no-cache" if changes else "public, max-age=31536000, immutable"
+    assert got.headers["cache-control"] == kept
+    assert "vary" not in got.headers
     assert got.headers["accept-ranges"] == "bytes"
     assert got.headers["etag"] == dialect.etag(DATA)
+
+
+@every_dialect
+async def test_who_asks_decides_so_nobody_else_may_get_the_copy(
+    open_node: OpenNode, dialect: DialectCase
+) -> None:
+    """RFC 9111, 3.5: "public" would let a proxy hand one caller's artifact to another."""
+    served = await open_node(auth={"mode": "tokens"})
+    token = await create_token(served.node.node_database, NewToken("ci", ("*/*",), True, True, "pr"))
+    served.client.headers["authorization"] = f"Bearer {token.text}"
+    got = await served.client.get(await stored(served, dialect))
+    assert got.status_code == 200
+    assert got.headers["cache-control"].startswith("private, ")
+    assert got.headers["vary"] == "authorization"
 
 
 @every_dialect

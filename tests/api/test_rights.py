@@ -1,14 +1,20 @@
 """Who may do what: every route of the node, asked by every kind of caller."""
 
 import base64
+import time
 from typing import NamedTuple
 
 import httpx
+import jwt
 import pytest
+import structlog
 
 from tests.support.served_node import ServedNode
+from tests.support.tuist_upstream import tuist_upstream
 from undercroft.auth.credentials import new_token
+from undercroft.auth.grants import Question
 from undercroft.auth.tokens import NewToken, create_token, revoke_token
+from undercroft.errors import AccessUnknownError, ClosedError
 
 from .conftest import OpenNode
 from .dialects import QUERY
@@ -79,11 +85,14 @@ ROUTES = {
 READ_ONLY = {"gradle": 413}
 """What who may only read is told of a write, by the first part of the path; 403 elsewhere."""
 
-OTHERS_READ = {"nx": 404}
-"""What is told who reads in a project that is not theirs; 403 elsewhere."""
+OTHERS_READ = {"nx": 404, "webdav": 404}
+"""What is told who asks for an artifact that is not theirs; 403 elsewhere."""
 
-UNKNOWN_READ = {"nx": 404}
-"""What is told who reads and is not known; 401 elsewhere. Nx fails at any other status."""
+UNKNOWN_READ = {"nx": 404, "webdav": 404}
+"""What is told who asks for an artifact and is not known; 401 elsewhere. Nx fails at any other status, and
+sccache does not start."""
+
+DOWNLOADS = ("GET", "HEAD")
 
 EXAMPLES = {"{account}": "acc", "{project}": "proj", "{instance_kind_hash...}": f"ac/{HASH}"}
 
@@ -145,16 +154,18 @@ async def status(served: ServedNode, method: str, path: str, authorization: str 
     return await served.client.request(method, path, headers=headers, content=content)
 
 
-def refusal(right: str, caller: str, tool: str) -> int | None:
+def refusal(method: str, right: str, caller: str, tool: str) -> int | None:
     """The status a caller with a good token is refused with; None if they are let in."""
     if right in ("nothing", "any") or caller == "both" or (caller == "scoped" and right != "clean"):
         return None
     if caller == "stranger":
-        return OTHERS_READ.get(tool, 403) if right == "read" else 403
+        return OTHERS_READ.get(tool, 403) if method in DOWNLOADS else 403
     if caller == "reads":
         return None if right == "read" else READ_ONLY.get(tool, 403)
     if caller == "writes":
-        return OTHERS_READ.get(tool, 403) if right == "read" else None
+        if right == "read":
+            return OTHERS_READ.get(tool, 403) if method in DOWNLOADS else 403
+        return None
     return 403
 
 
@@ -172,14 +183,14 @@ async def test_the_matrix(open_node: OpenNode) -> None:
             ("revoked", tokens.revoked),
         }:
             answer = await status(served, method, path, credential)
-            unknown = UNKNOWN_READ.get(tool, 401) if right == "read" else 401
+            unknown = UNKNOWN_READ.get(tool, 401) if method in DOWNLOADS else 401
             assert (answer.status_code == unknown) is (right != "nothing"), (method, path, name)
             if answer.status_code == 401:
                 challenges = answer.headers.get_list("www-authenticate")
                 assert [challenge.split()[0] for challenge in challenges] == ["Bearer", "Basic"]
         for caller in ("reads", "writes", "both", "scoped", "stranger"):
             answer = await status(served, method, path, getattr(tokens, caller))
-            expected = refusal(right, caller, tool)
+            expected = refusal(method, right, caller, tool)
             if expected is None:
                 assert answer.status_code not in (401, 403), (method, path, caller, answer.text)
             else:
@@ -197,12 +208,81 @@ async def test_anonymous_readers(open_node: OpenNode) -> None:
     served = await open_node(auth={"mode": "tokens", "anonymous_read": True})
     for (method, template), right in ROUTES.items():
         answer = await status(served, method, path_of(template), None)
-        assert (answer.status_code == 401) is (right in ("write", "clean")), (method, template)
+        expected = 401 if right == "any" else refusal(method, right, "reads", template.split("/")[1])
+        if expected is None:
+            assert answer.status_code not in (401, 403), (method, template)
+        else:
+            assert answer.status_code == expected, (method, template)
 
 
 async def test_metrics_may_be_open(open_node: OpenNode) -> None:
     served = await open_node(auth={"mode": "tokens", "open_metrics": True})
     assert (await served.client.get("/metrics")).status_code == 200
+
+
+async def test_a_tuist_server_decides(open_node: OpenNode) -> None:
+    async with tuist_upstream() as upstream:
+        served = await open_node(auth={"mode": "tuist", "tuist_server_url": upstream.url})
+        for (method, template), right in ROUTES.items():
+            path, tool = path_of(template), template.split("/")[1]
+            upstream.lists("Acc/Proj")
+            answer = await status(served, method, path, "Bearer owner")
+            assert answer.status_code not in (401, 403, 503), (method, path, answer.text)
+            upstream.lists("other/proj")
+            answer = await status(served, method, path, "Bearer stranger")
+            expected = refusal(method, right, "stranger", tool)
+            assert (expected or answer.status_code) == answer.status_code, (method, path)
+            upstream.answers(401)
+            answer = await status(served, method, path, "Bearer nonsense")
+            unknown = UNKNOWN_READ.get(tool, 401) if method in DOWNLOADS else 401
+            assert (answer.status_code == unknown) is (right != "nothing"), (method, path)
+            upstream.answers(500)
+            answer = await status(served, method, path, "Bearer whoever")
+            if right != "nothing":
+                assert answer.status_code == access_unknown(method, tool), (method, path)
+
+
+def access_unknown(method: str, tool: str) -> int:
+    """What is told who could not be decided on."""
+    if tool in ("api", "metrics"):
+        return 503
+    if method in ("GET", "HEAD", "PROPFIND"):
+        return 404
+    return {"nx": 403, "turborepo": 412}.get(tool, 413)
+
+
+async def test_the_name_in_a_jwt_is_kept_with_the_artifact(open_node: OpenNode) -> None:
+    secret = "0123456789abcdef" * 4
+    auth = {"mode": "tuist", "tuist_server_url": "http://127.0.0.1:1", "tuist_jwt_secret": secret}
+    served = await open_node(auth=auth)
+    claims = {"iss": "tuist", "exp": time.time() + 60, "sub": "user-7", "projects": ["acc/proj"]}
+    headers = {"authorization": f"Bearer {jwt.encode(claims, secret, algorithm='HS512')}"}
+    answer = await served.client.put(f"/ccache/acc/proj/{HASH}", content=b"bytes", headers=headers)
+    assert answer.status_code == 201
+    await served.node.artifacts.flush()
+    assert served.rows("SELECT written_by FROM cache_artifacts") == [("user-7",)]
+
+
+@pytest.mark.parametrize(("mode", "told"), [("tokens", 1), ("tuist", 0)])
+async def test_settings_of_a_server_that_is_not_asked_are_told(
+    open_node: OpenNode, mode: str, told: int
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await open_node(auth={"mode": mode, "tuist_server_url": "http://127.0.0.1:1"})
+    found = [entry["without_effect"] for entry in logs if entry["event"] == "tuist_settings_without_mode"]
+    assert found == [["auth.tuist_server_url"]] * told
+
+
+async def test_a_node_that_has_stopped_asks_no_server(open_node: OpenNode) -> None:
+    served = await open_node(auth={"mode": "tuist", "tuist_server_url": "http://127.0.0.1:1"})
+    gate = served.node.tuist_gate
+    assert gate is not None
+    question = Question(b"Bearer secret", "any", lambda: ("acc", "proj"))
+    with pytest.raises(AccessUnknownError):
+        await gate.admit(question)
+    await served.node.stop()
+    with pytest.raises(ClosedError):
+        await gate.admit(question)
 
 
 async def test_basic_with_the_token_as_password(open_node: OpenNode) -> None:

@@ -20,6 +20,13 @@ APP = ("acme", "app")
         ("other/*", APP, False),
         ("*/app", ("other", "app"), True),
         ("acme/*", ("acme", "a/b"), True),
+        ("acme/lib[ab]", ("acme", "liba"), False),
+        ("acme/lib[ab]", ("acme", "lib[ab]"), True),
+        ("acme/a?", ("acme", "ab"), False),
+        ("acme/a.p", APP, False),
+        ("acme/*-ci", ("acme", "ios-ci"), True),
+        ("acme/*-ci", ("acme", "ios-ci-2"), False),
+        ("acme/*", ("acme", "two\nlines"), True),
         ("acme/*", ("acme/x", "b"), False),
     ],
 )

@@ -8,12 +8,21 @@ from typing import Any
 import pytest
 
 from undercroft.auth import tokens
+from undercroft.auth.counted_gate import CountedGate
 from undercroft.auth.grants import ANYBODY, Caller, Question, Right
 from undercroft.auth.tokens import NewToken, TokenGate, create_token, list_tokens, revoke_token
 from undercroft.clock import now_us
 from undercroft.database import Database
 from undercroft.database.schema import NODE
-from undercroft.errors import BadRequestError, ForbiddenError, SettingsError, UnauthenticatedError
+from undercroft.errors import (
+    BadRequestError,
+    ForbiddenError,
+    ReadOnlyError,
+    SettingsError,
+    UnauthenticatedError,
+)
+from undercroft.telemetry import events
+from undercroft.telemetry.events import Events
 
 WANTED = NewToken("ci", ("acme/*",), may_read=True, may_write=False)
 
@@ -28,7 +37,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def gate(database: Database) -> TokenGate:
-    return TokenGate(database, anonymous_read=False)
+    return TokenGate(database, Events(), anonymous_read=False)
 
 
 def asked(text: str | None, right: Right = "read", project: Callable[[], Any] | None = None) -> Question:
@@ -48,10 +57,39 @@ def contents_of(folder: Path) -> bytes:
 
 async def test_who_knows_the_secret_is_the_caller(database: Database, gate: TokenGate) -> None:
     token = await create_token(database, WANTED._replace(scope="pr"))
-    assert await gate.admit(asked(token.text)) == Caller("ci", "pr")
-    assert await gate.admit(asked(token.text, "any")) == Caller("ci", "pr")
+    assert await gate.admit(asked(token.text)) == Caller("ci", "pr", token.id)
+    assert await gate.admit(asked(token.text, "any")) == Caller("ci", "pr", token.id)
     with pytest.raises(ForbiddenError):
         await gate.admit(asked(token.text, "write"))
+
+
+async def test_what_is_told_of_who_is_let_in(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry = Events()
+    told: list[str] = []
+    for event in (events.AUTH_CACHE, events.AUTHORIZED, events.AUTH_REFUSED):
+        telemetry.attach(event, lambda _m, metadata: told.extend(metadata.values()))
+    gate = CountedGate(TokenGate(database, telemetry, anonymous_read=False), telemetry)
+    token = (await create_token(database, WANTED)).text
+    await gate.admit(asked(token))
+    await gate.admit(asked(token, "any"))
+    later(monkeypatch, tokens.FRESH_S * 2)
+    await gate.admit(asked(token))
+    assert told == ["miss", "token", "hit", "token", "miss", "token"]
+    told.clear()
+
+    def other_project() -> Any:
+        return ("other", "app")
+
+    refused = (asked(None), asked("nonsense"), asked(token, "write"), asked(token, "read", other_project))
+    for question in refused:
+        with pytest.raises((UnauthenticatedError, ForbiddenError)):
+            await gate.admit(question)
+    assert [reason for reason in told if reason not in ("hit", "miss")] == [
+        "missing",
+        "unauthenticated",
+        "read_only",
+        "forbidden",
+    ]
 
 
 async def test_neither_id_nor_hash_is_enough(database: Database, gate: TokenGate) -> None:
@@ -87,12 +125,13 @@ async def test_the_credential_is_looked_at_before_the_project(database: Database
 
 
 async def test_anonymous_readers_only_read(database: Database) -> None:
-    gate = TokenGate(database, anonymous_read=True)
+    gate = TokenGate(database, Events(), anonymous_read=True)
     assert await gate.admit(asked(None)) == ANYBODY
-    assert await gate.admit(asked(None, "any")) == ANYBODY
     for right in ("write", "clean"):
-        with pytest.raises(UnauthenticatedError):
+        with pytest.raises(ReadOnlyError):
             await gate.admit(asked(None, right))
+    with pytest.raises(UnauthenticatedError):  # the metrics are of no project
+        await gate.admit(asked(None, "any"))
     # A wrong token is a mistake somebody wants to hear of.
     with pytest.raises(UnauthenticatedError):
         await gate.admit(asked("nonsense"))

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 from tests.support.node_process import node_process
 from undercroft.auth.tokens import FRESH_S
 from undercroft.cli import app
+from undercroft.database.connection import open_connection, transaction
+from undercroft.database.schema import NODE, is_older, migrations
 
 PATH = "/ccache/acme/app/" + "0" * 40
 KEY = "acme/app/ccache/00/00/" + "0" * 40
@@ -49,10 +51,13 @@ def test_a_running_node_follows(tmp_path: Path) -> None:
         assert run(tmp_path, "token", "revoke", "ci").stdout == "revoked ci\n"
         wait_until(lambda: client.get(PATH, headers=headers).status_code == 401)
         shown = json.loads(run(tmp_path, "inspect", KEY, "--json").stdout)
-        assert (shown["written_by"], shown["tool"], shown["user_agent"]) == ("ci", "ccache", "ccache/4.7.5")
+        assert shown["written_by"] == f"ci ({token.split('_')[1]})"
+        assert (shown["tool"], shown["user_agent"]) == ("ccache", "ccache/4.7.5")
         assert (shown["size_bytes"], shown["file_bytes"]) == (5, 5)
         text = run(tmp_path, "inspect", KEY).stdout
-        assert "written by: ci" in text
+        assert "written by: ci (" in text
+        for asked in ("0" * 40, PATH, f"{node.url}{PATH}?query"):
+            assert "written by: ci (" in run(tmp_path, "inspect", asked).stdout
         assert token.rpartition("_")[2] not in "\n".join(str(record) for record in node.log)
 
 
@@ -95,3 +100,39 @@ def test_names_that_are_taken_and_tokens_that_are_not_there(tmp_path: Path) -> N
     unknown = run(tmp_path, "inspect", KEY)
     assert (unknown.exit_code, KEY in unknown.stderr) == (1, True)
     assert run(tmp_path / "no node", "token", "list").exit_code == 2
+
+
+def test_several_artifacts_of_one_name(tmp_path: Path) -> None:
+    with node_process(tmp_path) as node, httpx.Client(base_url=node.url) as client:
+        for tool in ("gradle", "ccache"):
+            assert client.put(f"/{tool}/acme/app/abcdef", content=b"bytes").status_code == 201
+        several = run(tmp_path, "inspect", "abcdef")
+    assert several.exit_code == 1
+    assert "acme/app/gradle/ab/cd/abcdef\n" in several.stderr
+    assert "acme/app/ccache/ab/cd/abcdef\n" in several.stderr
+
+
+@pytest.mark.parametrize("command", [["token", "list"], ["transfers", "list"], ["inspect", KEY]])
+def test_looking_does_not_migrate(tmp_path: Path, command: list[str]) -> None:
+    """The older node that wrote the file could not start again."""
+    path = tmp_path / "node.sqlite"
+    connection = open_connection(path)
+    with transaction(connection):
+        for step in migrations(NODE)[:2]:
+            connection.execute(step).fetchall()
+        connection.pragma("application_id", NODE.application_id)
+        connection.pragma("user_version", 2)
+    connection.close()
+    refused = run(tmp_path, *command)
+    assert refused.exit_code == 2
+    assert "older Undercroft" in refused.stderr
+    assert is_older(path, NODE)
+
+
+def test_a_node_tells_of_tokens_it_does_not_ask_for(tmp_path: Path) -> None:
+    with node_process(tmp_path, {"AUTH__MODE": "tokens"}) as node:
+        assert node.logged("no_tokens")
+        assert node.logged("listening")[0]["auth"] == "tokens"
+    create(tmp_path, "--read")
+    with node_process(tmp_path) as node:
+        assert node.logged("tokens_not_asked_for")

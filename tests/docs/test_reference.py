@@ -49,6 +49,13 @@ def test_environment_variables_in_the_docs_exist() -> None:
             assert name in known or name.endswith("_"), f"{page.name}: {name}"
 
 
+def test_the_page_of_dependencies_has_every_library_with_a_reason() -> None:
+    page = (ROOT / "docs/dependencies.md").read_text()
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[~=<>]", line)[0] for line in wanted}
+    assert set(re.findall(r"^\| `([a-z-]+)` \| .+ \| .+ \|$", page, re.MULTILINE)) == names
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "src/undercroft/buffers/DESIGN.md"]
     for page in [*pages, *(ROOT / "docs").rglob("*.md")]:

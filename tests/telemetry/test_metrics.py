@@ -101,7 +101,13 @@ def established() -> list[Sample]:
             found.append(series(f"cache_s3_{operation}_requests_total", result=result))
         start = f"cache_s3_{operation}_duration_milliseconds"
         found += [series(f"{start}_count"), series(f"{start}_sum")]
-    return found
+    return found + of_authentication()
+
+
+def of_authentication() -> list[Sample]:
+    single = [series(f"cache_auth_{name}_total") for name in ("cache_hit", "cache_miss", "server_request")]
+    methods = ("jwt", "server", "token")
+    return single + [series("cache_auth_authorized_total", method=method) for method in methods]
 
 
 async def test_every_established_series_is_there_at_the_first_scrape(served: ServedNode) -> None:

@@ -13,7 +13,7 @@ from undercroft.api.dialects import answers_for, project_of
 from undercroft.api.request import Receive, Request, Scope, Send
 from undercroft.api.routing import Route, Router, decoded
 from undercroft.auth.grants import Gate, Question
-from undercroft.errors import DataDirectoryError
+from undercroft.errors import DataDirectoryError, ForbiddenError
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +59,9 @@ class Application:
         route, parameters, methods = self._router.find(request.method, raw_path)
         if route is not None:
             request.parameters = [decoded(part) for part in parameters]
+            if route.needs in ("write", "clean") and b"origin" in request.headers:
+                # No build tool sends it. A page in a browser could otherwise write to a node on loopback.
+                raise ForbiddenError("a request with an Origin comes from a browser, and those may not write")
             if self._gate is not None and route.needs != "nothing":
                 request.caller = await self._gate.admit(_question(request, raw_path, route))
             await route.endpoint(request)
@@ -97,4 +100,12 @@ def _about(request: Request, scope: Scope) -> dict[str, str]:
         "request_id": request.request_id.decode(),
         "method": request.method,
         "path": scope["path"],
+        "client": _client(request, scope),
     }
+
+
+def _client(request: Request, scope: Scope) -> str:
+    """Address and name of the client, so that the machine with a wrong credential can be found."""
+    address = scope.get("client") or ("?",)
+    agent = request.headers.get(b"user-agent", b"")[:80].decode("latin-1")
+    return f"{address[0]} {agent}".strip()

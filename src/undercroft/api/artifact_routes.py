@@ -76,6 +76,8 @@ class ArtifactRoutes:
     read_timeout_ms: int
     redirects: bool = False
     """Whether clients of this dialect can be sent to the object store."""
+    caching: tuple[tuple[bytes, bytes], ...] = ()
+    """What proxies and clients may do with a copy, as headers of every answer with an artifact."""
     surely: bool = False
     """Whether not a byte is sent before all are known to be right: a tool may not survive an end too soon."""
 
@@ -102,7 +104,7 @@ class ArtifactRoutes:
                 return
             found, headers = admitted
             try:
-                headers = [*headers, *_digest(found, digest_header)]
+                headers = [*self.caching, *headers, *_digest(found, digest_header)]
                 sent = await responses.artifact(request, found, headers)
                 result = "hit" if source is Source.DISK else "s3_hit"
             finally:
@@ -184,7 +186,7 @@ class ArtifactRoutes:
         """Who writes. What a client calls itself may be anything, and is shown to people."""
         agent = request.headers.get(b"user-agent", b"")[:USER_AGENT_BYTES].decode("latin-1")
         printable = "".join(character if character.isprintable() else "?" for character in agent)
-        return Origin(request.caller.name, self.tool, printable or None)
+        return Origin(request.caller.label, self.tool, printable or None)
 
     @contextmanager
     def _told(self) -> Iterator[_Upload]:

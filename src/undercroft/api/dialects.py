@@ -43,7 +43,8 @@ class Dialect(NamedTuple):
 
 # Bazel repeats 5xx five times with growing pauses, so it gets a 4xx for what will not get better soon;
 # Gradle turns its cache off at whatever it does not know, and forgives 413. Turborepo repeats 5xx and 429,
-# and then lets its cache rest for half a minute.
+# and then lets its cache rest for half a minute. sccache does not start, and compiles nothing, unless what
+# it reads first is there or not there; that it may not write it hears when it writes.
 TUIST = Answers(full_now=507, too_large=413, refused=400, busy=503, access_unknown=503)
 SOFT = Answers(full_now=413, too_large=413, refused=413, busy=413)
 
@@ -53,7 +54,7 @@ DIALECTS = (
     Dialect(b"/gradle/", GradleApi, SOFT._replace(read_only=413)),
     Dialect(b"/bazel/", BazelApi, SOFT._replace(mismatch=400)),
     Dialect(b"/ccache/", CcacheApi, SOFT),
-    Dialect(b"/webdav/", WebdavApi, SOFT),
+    Dialect(b"/webdav/", WebdavApi, SOFT._replace(unauthenticated_read=404, forbidden_read=404)),
     Dialect(b"/turborepo/", TurborepoApi, SOFT._replace(full_now=412, busy=412, render=turborepo_error)),
     Dialect(b"/nx/", NxApi, NX),
 )

@@ -37,12 +37,14 @@ class Answers(NamedTuple):
     """The body is not what its digest says."""
     unauthenticated: int = 401
     """Nobody knows who asks."""
+    unauthenticated_read: int = 401
+    """Nobody knows who asks for an artifact."""
     forbidden: int = 403
     """A caller writes, or removes, what is not theirs."""
     read_only: int = 403
     """A caller who may only read writes."""
     forbidden_read: int = 403
-    """A caller reads what is not theirs to read."""
+    """A caller asks for an artifact that is not theirs to read."""
     access_unknown: int | None = None
     """Nobody could say what the caller may do; None: as for what is `busy` or `broken`."""
     unknown_upload: int = 404
@@ -58,7 +60,9 @@ class Answers(NamedTuple):
     """The body that says `text` with a status, and its content type."""
 
 
-READS = ("GET", "HEAD", "PROPFIND")
+DOWNLOADS = ("GET", "HEAD")
+
+READS = (*DOWNLOADS, "PROPFIND")
 
 RETRY_AFTER = (b"retry-after", b"1")
 
@@ -86,8 +90,10 @@ def status_of(error: Exception, answers: Answers, method: str) -> int:
     if answers.strict and method in READS:
         return answers.broken
     kind = next((kind for types, kind in KINDS if isinstance(error, types)), "")
-    if method in READS:
-        kind = "forbidden_read" if kind == "forbidden" else kind or "broken"
+    if method in DOWNLOADS and kind in ("forbidden", "unauthenticated"):
+        kind += "_read"
+    elif method in READS:
+        kind = kind or "broken"
     status = getattr(answers, kind or "busy")
     if status is None:
         status = answers.broken if method in READS else answers.busy

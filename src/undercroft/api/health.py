@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import apsw
+import msgspec
 
 from undercroft.api import responses
 from undercroft.api.openapi import openapi
@@ -121,6 +123,11 @@ class SpecApi:
     def __init__(self, routes: Sequence[Route]) -> None:
         self._routes = [*routes, *self.routes()]
 
+    @cached_property
+    def _document(self) -> bytes:
+        # Made when it is first asked for, and only then: it takes some milliseconds of the event loop.
+        return msgspec.json.encode(openapi(self._routes))
+
     def routes(self) -> list[Route]:
         """The routes of the document."""
         answers = {200: "an OpenAPI document", 503: "the node could not make it"}
@@ -128,4 +135,4 @@ class SpecApi:
 
     async def spec(self, request: Request) -> None:
         """The document."""
-        await responses.json(request, 200, openapi(self._routes))
+        await responses.content(request, 200, self._document, b"application/json")

@@ -11,7 +11,7 @@ import msgspec
 
 import undercroft
 from undercroft.api.dialects import answers_for
-from undercroft.api.errors import READS
+from undercroft.api.errors import DOWNLOADS, READS
 from undercroft.api.responses import Message
 from undercroft.api.routing import COMPONENT, JSON, OCTETS, Route, Schema
 
@@ -26,6 +26,11 @@ DOWNLOAD_HEADERS: Mapping[str, Schema] = {
 UNAUTHENTICATED, FORBIDDEN = "nobody who is known", "not allowed in this project"
 
 OPENAPI_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
+
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "basic": {"type": "http", "scheme": "basic", "description": "the token is the password"},
+}
 
 EMPTY = {204, 304, 307, 416}
 
@@ -44,9 +49,13 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
         paths.setdefault(shown_path(route), {})[field] = _operation(route)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Undercroft", "version": undercroft.__version__},
+        "info": {
+            "title": "Undercroft",
+            "version": undercroft.__version__,
+            "description": "A build cache node. Credentials are needed where the node asks for them.",
+        },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": SECURITY_SCHEMES},
     }
 
 
@@ -65,6 +74,8 @@ def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{shown_path(route)}").strip("_"),
         "summary": route.summary,
+        "tags": [_tag(route)],
+        "security": [{}] if route.needs == "nothing" else [{"bearer": []}, {"basic": []}],
         "parameters": list(_parameters(route)),
         "responses": {
             str(status): {"description": text, **_content(route, status)}
@@ -78,6 +89,16 @@ def _operation(route: Route) -> dict[str, Any]:
             "content": {route.body: _media(route.accepts)},
         }
     return operation
+
+
+def _tag(route: Route) -> str:
+    """The tool, by which viewers group."""
+    first = route.path.split("/")[1]
+    return (
+        {"api": "tuist", "up": "node", "metrics": "node"}.get(first, first)
+        if route.path != "/api/spec"
+        else "node"
+    )
 
 
 # --- what is asked ------------------------------------------------------------------------------------
@@ -111,8 +132,11 @@ def _answers(route: Route) -> dict[int, str]:
     answers = answers_for(route.path.encode())
     if route.needs == "nothing" or (answers.strict and route.method in READS):
         return dict(route.answers)
-    unknown = {answers.unauthenticated: UNAUTHENTICATED}
-    forbidden = {} if route.needs == "any" else {answers.forbidden: FORBIDDEN}
+    reads = route.method in DOWNLOADS
+    unknown = {answers.unauthenticated_read if reads else answers.unauthenticated: UNAUTHENTICATED}
+    forbidden = {answers.forbidden_read if reads else answers.forbidden: FORBIDDEN}
+    if route.needs == "any":
+        forbidden = {}
     return {**unknown, **forbidden, **route.answers}
 
 

@@ -16,8 +16,6 @@ CHUNK_BYTES = 1 << 20
 # A reader that takes nothing for so long has gone, or never meant to read.
 SEND_TIMEOUT_S = 60
 
-IMMUTABLE = (b"cache-control", b"public, max-age=31536000, immutable")
-
 
 class Message(msgspec.Struct, frozen=True):
     """What an error says, and `/up`."""
@@ -91,7 +89,7 @@ async def artifact(request: Request, found: OpenArtifact, headers: list[tuple[by
     The caller closes the descriptor.
     """
     tag = etag(found)
-    common = [(b"etag", tag), (b"accept-ranges", b"bytes"), IMMUTABLE, *headers]
+    common = [(b"etag", tag), (b"accept-ranges", b"bytes"), *headers]
     if _has_tag(request.headers.get(b"if-none-match"), tag):
         await empty(request, 304, common)
         return 0

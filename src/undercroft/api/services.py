@@ -25,6 +25,9 @@ class Services:
     """The directory of all artifacts, for a dialect that lists names."""
     multipart: MultipartUploads
 
+    asks_callers: bool
+    """Whether who asks decides what they are served."""
+
     def entries(
         self, tool: str, max_bytes: int, *, replace: bool, redirects: bool = False, surely: bool = False
     ) -> ArtifactRoutes:
@@ -43,5 +46,15 @@ class Services:
             max_bytes,
             self.uploads.read_timeout_ms,
             redirects,
+            _caching(replaceable=replace, private=self.asks_callers),
             surely,
         )
+
+
+def _caching(*, replaceable: bool, private: bool) -> tuple[tuple[bytes, bytes], ...]:
+    """What a cache on the way may do (RFC 9111): nothing that rights or a later write would forbid."""
+    lifetime = b"no-cache" if replaceable else b"max-age=31536000, immutable"
+    if not private:
+        return ((b"cache-control", lifetime if replaceable else b"public, " + lifetime),)
+    # The same path is another artifact to a caller of another trust scope, or none at all.
+    return ((b"cache-control", b"private, " + lifetime), (b"vary", b"authorization"))

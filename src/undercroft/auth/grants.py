@@ -3,10 +3,9 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from undercroft.errors import ForbiddenError, ReadOnlyError, SettingsError
+from undercroft.errors import ForbiddenError, ReadOnlyError, SettingsError, UnauthenticatedError
 from undercroft.storage.layout import safe_handle
 
 Right: TypeAlias = Literal["nothing", "any", "read", "write", "clean"]
@@ -25,6 +24,14 @@ class Caller(NamedTuple):
     name: str | None = None
     scope: str | None = None
     """The trust scope what it writes goes to; None for what everybody reads."""
+    token_id: str | None = None
+    """Of names there may be several in the course of time."""
+
+    @property
+    def label(self) -> str | None:
+        """Name and token, for what is kept."""
+        plain = self.name is None or self.token_id in (None, self.name)
+        return self.name if plain else f"{self.name} ({self.token_id})"
 
 
 ANYBODY = Caller()
@@ -48,6 +55,20 @@ class Gate(Protocol):
         Raises `UnauthenticatedError`, `ForbiddenError`, `ReadOnlyError`, `AccessUnknownError`, and what
         `asked.project` raises.
         """
+
+
+def admit_anonymous(asked: Question, *, may_read: bool) -> Caller:
+    """Who has no credential.
+
+    Raises `UnauthenticatedError`, `ReadOnlyError`, and what `asked.project` raises.
+    """
+    if not may_read or asked.right == "any":
+        raise UnauthenticatedError("a token is needed: send it as Bearer, or as the password of Basic")
+    asked.project()
+    if asked.right != "read":
+        # Not "unknown": tools without a token are told softly that nothing is stored, like any reader.
+        raise ReadOnlyError("without a token one may only read here")
+    return ANYBODY
 
 
 @dataclass(frozen=True)
@@ -79,9 +100,14 @@ class Grant:
 
 
 def matches(pattern: str, project: Project) -> bool:
-    """Whether a pattern like `acme/*` covers the project. A star never crosses the slash."""
-    account, _, name = pattern.partition("/")
-    return fnmatchcase(project[0], account) and fnmatchcase(project[1], name)
+    """Whether a pattern like `acme/*` covers the project.
+
+    A star stands for any characters but the slash; every other character for itself.
+    """
+    return all(
+        re.fullmatch(".*".join(map(re.escape, half.split("*"))), handle, re.DOTALL)
+        for half, handle in zip(pattern.split("/"), project, strict=True)
+    )
 
 
 def checked_pattern(text: str) -> str:

@@ -11,11 +11,13 @@ import apsw
 import msgspec
 
 from undercroft.auth.credentials import Token, new_token, token_of
-from undercroft.auth.grants import ANYBODY, Caller, Grant, Question
+from undercroft.auth.grants import Caller, Grant, Question, admit_anonymous
 from undercroft.clock import now_us
 from undercroft.database import Database, transaction
 from undercroft.database.insisting import insisting
 from undercroft.errors import SettingsError, UnauthenticatedError
+from undercroft.telemetry import events
+from undercroft.telemetry.events import Events
 
 # How long what the table said of a token is taken for true: a revoked one works on for so long. The
 # query takes some 10 microseconds of the event loop, for each request.
@@ -120,32 +122,32 @@ async def revoke_token(database: Database, name_or_id: str) -> bool:
     return bool(await insisting(database, lambda: database.write(update)))
 
 
+def has_valid_token(database: Database) -> bool:
+    """Whether there is a token that is neither revoked nor expired. One query; blocks."""
+    return database.find(ANY_VALID, now_us()) is not None
+
+
 # --- asking for them ------------------------------------------------------------------------------
 
 
 class TokenGate:
     """Lets in who has a token, and with `anonymous_read` whoever only reads."""
 
-    def __init__(self, database: Database, *, anonymous_read: bool) -> None:
+    def __init__(self, database: Database, telemetry: Events, *, anonymous_read: bool) -> None:
         self._database = database
+        self._telemetry = telemetry
         self._anonymous_read = anonymous_read
         self._known: dict[bytes, tuple[float, _Row]] = {}
 
     async def admit(self, asked: Question) -> Caller:
         """See `Gate`. The tables are read again when they are older than `FRESH_S`."""
         if asked.authorization is None:
-            return self._anonymous(asked)
+            return admit_anonymous(asked, may_read=self._anonymous_read)
         row = self._row_of(asked.authorization)
         if asked.right != "any":
             row.grant.check(asked.right, asked.project())
+        self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
         return row.grant.caller
-
-    def _anonymous(self, asked: Question) -> Caller:
-        if not (self._anonymous_read and asked.right in ("read", "any")):
-            raise UnauthenticatedError("a token is needed: send it as Bearer, or as the password of Basic")
-        if asked.right == "read":
-            asked.project()
-        return ANYBODY
 
     def _row_of(self, authorization: bytes) -> _Row:
         """The row of who knows the secret. Raises `UnauthenticatedError`."""
@@ -153,7 +155,9 @@ class TokenGate:
         key = hashlib.blake2b(authorization, digest_size=16).digest()
         checked_at, row = self._known.get(key, (0.0, None))
         now = time.monotonic()
-        if row is None or now - checked_at > FRESH_S:
+        fresh = row is not None and now - checked_at <= FRESH_S
+        self._telemetry.emit(events.AUTH_CACHE, {"count": 1}, {"result": "hit" if fresh else "miss"})
+        if row is None or not fresh:
             row = self._verified(token_of(authorization))
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
@@ -167,7 +171,7 @@ class TokenGate:
         if not hmac.compare_digest(_hash(token.secret), expected) or found is None:
             raise UnauthenticatedError("the token is unknown to this node: check what is configured")
         secret_sha256, name, projects, reads, writes, scope, expires_at, revoked_at = found
-        grant = Grant(Caller(name, scope), tuple(json.loads(projects)), bool(reads), bool(writes))
+        grant = Grant(Caller(name, scope, token.id), tuple(json.loads(projects)), bool(reads), bool(writes))
         return _Row(secret_sha256, grant, expires_at, revoked_at)
 
 
@@ -193,6 +197,10 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id
 LIST = """
 SELECT id, name, projects, may_read, may_write, scope, created_at, expires_at, revoked_at
 FROM tokens ORDER BY created_at, id
+"""
+
+ANY_VALID = """
+SELECT 1 FROM tokens WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?) LIMIT 1
 """
 
 REVOKE = "UPDATE tokens SET revoked_at = ? WHERE revoked_at IS NULL AND (name = ? OR id = ?)"

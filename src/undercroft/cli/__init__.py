@@ -28,7 +28,7 @@ def options(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Undercroft: a build cache node for Tuist, Gradle, Bazel, ccache, sccache and Nx."""
+    """Undercroft: a build cache node for Tuist, Gradle, Bazel, ccache, sccache, Turborepo and Nx."""
     del version
 
 

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -9,6 +10,9 @@ import typer
 from undercroft.cli.node_database import ConfigOption, DataDirOption, with_node_database
 from undercroft.config import Settings
 from undercroft.database import Database
+
+MOST = 20
+"""So many candidates are shown."""
 
 EXIT_NOT_FOUND = 1
 """Nothing is known of the artifact."""
@@ -30,29 +34,46 @@ class Inspected(msgspec.Struct, frozen=True):
 
 
 def inspect(
-    key: Annotated[
-        str, typer.Argument(help="Like acme/app/gradle/ab/cd/abcd..., as files lie in artifacts/")
-    ],
+    key: Annotated[str, typer.Argument(help="Key, hash or address of an artifact")],
     data_dir: DataDirOption = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object")] = False,
 ) -> None:
     """Show who wrote an artifact, when and with what, and whether its file is there.
 
+    KEY is the place of the file below artifacts/ in the data directory, or just its last part: the hash or
+    name with which the build tool asks, or the address that it asks.
+
     The node may be running; what it stored within the last moment may not be there yet.
     """
 
     async def act(settings: Settings, database: Database) -> None:
-        row: Any = database.find(SELECT, key)
-        if row is None:
-            typer.echo(f"undercroft: nothing is known of {key!r}", err=True)
-            raise typer.Exit(EXIT_NOT_FOUND)
-        path = settings.data_dir / "artifacts" / key
-        values: list[Any] = [key, *row, path.stat().st_size if path.is_file() else None]
+        found_key = key if database.find(SELECT, key) is not None else await _the_only_one(database, key)
+        row: Any = database.find(SELECT, found_key)
+        path = settings.data_dir / "artifacts" / found_key
+        values: list[Any] = [found_key, *row, path.stat().st_size if path.is_file() else None]
         found = Inspected(*values)
         typer.echo(msgspec.json.encode(found).decode() if as_json else _text(found))
 
     with_node_database(data_dir, config, act)
+
+
+async def _the_only_one(database: Database, asked: str) -> str:
+    """The key that ends with the last part of what was asked for; exits unless there is exactly one."""
+    name = urlsplit(asked).path.rstrip("/").rpartition("/")[2]
+    keys = await database.read(
+        lambda connection: [key for (key,) in connection.execute(SEARCH, (name, MOST))]
+    )
+    if not keys:
+        typer.echo(f"undercroft: nothing is known of {asked!r}", err=True)
+        raise typer.Exit(EXIT_NOT_FOUND)
+    if len(keys) > 1:
+        shown = "\n".join(map(str, keys))
+        typer.echo(
+            f"undercroft: there are several with the name {name!r}, ask for one of:\n{shown}", err=True
+        )
+        raise typer.Exit(EXIT_NOT_FOUND)
+    return str(keys[0])
 
 
 def _text(found: Inspected) -> str:
@@ -76,6 +97,12 @@ def _time(at_us: int | None) -> str:
         return "unknown"
     return f"{datetime.fromtimestamp(at_us / 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
+
+# All keys are looked at: it is one person who asks.
+SEARCH = """
+SELECT key FROM cache_artifacts
+WHERE substr(key, -length(?1) - 1) = '/' || ?1 ORDER BY last_accessed_at DESC LIMIT ?2
+"""
 
 SELECT = """
 SELECT size_bytes, content_sha256, stored_at, last_accessed_at, written_by, tool, user_agent

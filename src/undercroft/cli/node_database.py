@@ -9,7 +9,7 @@ import typer
 
 from undercroft.config import Settings, load
 from undercroft.database import Database
-from undercroft.database.schema import NODE
+from undercroft.database.schema import NODE, is_older
 from undercroft.errors import DataDirectoryError, UndercroftError
 
 EXIT_UNUSABLE = 2
@@ -36,14 +36,24 @@ def with_node_database(
     try:
         settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
         path = settings.data_dir / f"{NODE.name}.sqlite"
-        if create:
+        if path.is_file():
+            _refuse_older(path)
+        elif create:
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        elif not path.is_file():
+        else:
             raise DataDirectoryError(f"there is no {path}: is this the data directory of a node?")
         asyncio.run(_opened(settings, Database(path, NODE), act))
     except (UndercroftError, OSError) as error:
         typer.echo(f"undercroft: {error}", err=True)
         raise typer.Exit(EXIT_UNUSABLE) from error
+
+
+def _refuse_older(path: Path) -> None:
+    """To migrate is the node's: the older one that may be running could not start again afterwards."""
+    if is_older(path, NODE):
+        raise DataDirectoryError(
+            f"{path} is of an older Undercroft: start the node of this version once, or use that older one"
+        )
 
 
 async def _opened(

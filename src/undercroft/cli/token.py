@@ -61,13 +61,9 @@ def create(  # noqa: PLR0917  # options of a command, which typer passes by name
         typer.echo(f"undercroft: {error}", err=True)
         raise typer.Exit(EXIT_UNUSABLE) from error
 
-    async def act(settings: Settings, database: Database) -> None:
+    async def act(_settings: Settings, database: Database) -> None:
         token = await create_token(database, wanted)
         typer.echo(token.text)
-        if settings.auth.mode == "none":
-            typer.echo(
-                "undercroft: auth.mode is none here: with it the node asks nobody for a token", err=True
-            )
 
     with_node_database(data_dir, config, act, create=True)
 
@@ -107,7 +103,7 @@ def _print(tokens: list[ListedToken]) -> None:
     if not console.is_terminal:
         console.width = FILE_COLUMNS
     table = Table(box=None, pad_edge=False)
-    for heading in ("id", "name", "projects", "rights", "scope", "created", "state"):
+    for heading in ("id", "name", "projects", "rights", "scope", "created (UTC)", "state"):
         table.add_column(heading, overflow="fold")
     for one in tokens:
         rights = " ".join(["read"] * one.may_read + ["write"] * one.may_write)
@@ -139,7 +135,7 @@ def revoke(
 
     async def act(_settings: Settings, database: Database) -> None:
         if not await revoke_token(database, name):
-            typer.echo(f"undercroft: there is no valid token named {name!r}", err=True)
+            typer.echo(f"undercroft: there is no token named {name!r} that is not revoked already", err=True)
             raise typer.Exit(EXIT_NOT_FOUND)
         typer.echo(f"revoked {name}")
 

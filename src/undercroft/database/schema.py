@@ -134,6 +134,20 @@ def is_current(connection: apsw.Connection, schema: Schema) -> bool:
     return bool(connection.pragma("user_version") == len(migrations(schema)))
 
 
+def is_older(path: Path, schema: Schema) -> bool:
+    """Whether the file of an older version would be migrated. It is not written to.
+
+    Raises `DatabaseFileError` for one that is damaged, foreign or newer, `apsw.BusyError`.
+    """
+    check_file(path, schema)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.set_busy_timeout(1_000)
+        return not is_current(connection, schema)
+    finally:
+        connection.close()
+
+
 def migrate(connection: apsw.Connection, schema: Schema) -> None:
     """Brings the file to the newest version, inside the caller's transaction."""
     version = connection.pragma("user_version")

@@ -83,6 +83,19 @@ CLEANED = "undercroft.project.cleaned"
 """Something of a project was removed. Measurement count; metadata what (key_values, artifacts,
 transfers, objects)."""
 
+AUTH_CACHE = "undercroft.auth.cache"
+"""It was looked whether a credential is remembered. Measurement count; metadata result (hit, miss)."""
+
+AUTH_SERVER_REQUEST = "undercroft.auth.server_request"
+"""A Tuist server is asked what a caller may do. Measurement count."""
+
+AUTHORIZED = "undercroft.auth.authorized"
+"""Somebody with a credential was let in. Measurement count; metadata method (jwt, server, token)."""
+
+AUTH_REFUSED = "undercroft.auth.refused"
+"""Somebody was not let in. Measurement count; metadata reason (missing, unauthenticated, forbidden,
+read_only, unknown)."""
+
 Measurements: TypeAlias = Mapping[str, float]
 Metadata: TypeAlias = Mapping[str, str]
 Handler: TypeAlias = Callable[[Measurements, Metadata], None]
