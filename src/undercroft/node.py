@@ -29,7 +29,7 @@ from undercroft.config import Settings
 from undercroft.database import Database
 from undercroft.database.schema import KEY_VALUES, NODE
 from undercroft.errors import ObjectStoreError, RowsLostError
-from undercroft.hydration import HydrationTimes
+from undercroft.hydration import HydrationTimes, Outdated
 from undercroft.key_values import KeyValueStore
 from undercroft.multipart import MultipartUploads
 from undercroft.read_through import ReadThrough, SecondTier
@@ -144,9 +144,8 @@ class Node:
             return None
         section = self.settings.object_store
         times = HydrationTimes.of(section)
-        return SecondTier(
-            self.object_store, self.transfers, times, self.background.clean_project, section.redirect
-        )
+        outdated = Outdated(self.transfers, self.background.clean_project)
+        return SecondTier(self.object_store, self.transfers, times, outdated, section.redirect)
 
     async def _check_object_store(self) -> None:
         """Raises `SettingsError` for what only settings can be to blame for; an outage is not."""

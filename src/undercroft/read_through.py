@@ -1,7 +1,8 @@
 """Reading through: what is not on disk is fetched from the object store, to the client and the disk at once.
 
 The object store can only help: whatever it does, or does not do in time, a client hears "found" or "not
-there", never an error, and never waits longer than `first_byte_timeout_ms` for that.
+there", never an error, and never waits longer than `first_byte_timeout_ms` for that, under however many
+keys it may be served.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import structlog
 
 from undercroft.artifacts import CacheArtifacts
 from undercroft.errors import DigestMismatchError, ObjectStoreError, UndercroftError
-from undercroft.hydration import Cleaning, Hydration, HydrationTimes, Outdated
+from undercroft.hydration import Hydration, HydrationTimes, Outdated
 from undercroft.s3.concurrency import Pauses, StorePace
 from undercroft.s3.object_store import ObjectStore, RemoteObject
 from undercroft.s3.patience import in_time
@@ -69,7 +70,7 @@ class SecondTier(NamedTuple):
     store: ObjectStore
     transfers: S3Transfers
     times: HydrationTimes
-    cleaning: Cleaning
+    outdated: Outdated
     redirects: bool
 
 
@@ -88,7 +89,6 @@ class ReadThrough:
         # While the store is down one request in `negative_ttl_ms` finds out whether it still is, all
         # others are misses at once.
         self._pace = StorePace(MOST_AT_ONCE, pauses=Pauses(negative_s, negative_s))
-        self._outdated = Outdated(tier.transfers, tier.cleaning) if tier is not None else None
         artifacts.on_stored = self._on_stored
 
     @property
@@ -107,28 +107,35 @@ class ReadThrough:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    async def open(self, key: str, surely: bool = False) -> Lookup:
+    def deadline(self) -> float:
+        """Until when a client that asks now may be kept waiting for the object store (event loop time, s)."""
+        first_byte_s = self._tier.times.first_byte_s if self._tier is not None else 0.0
+        return asyncio.get_running_loop().time() + first_byte_s
+
+    async def on_disk(self, key: str, surely: bool = False) -> OpenArtifact | None:
         """The artifact, open for reading; counts as an access. Raises OSError when the disk fails.
 
-        `surely`: nothing is handed out before all of it is here and its digest was right. What takes longer
-        to fetch than a client may be kept waiting is a miss for this one, and there for the next.
+        `surely`: nothing is handed out before its digest was right, however large it is.
         """
-        found = await self._artifacts.read(key, surely)
-        if found is not None:
-            return Lookup(found, Source.DISK)
+        return await self._artifacts.read(key, surely)
+
+    async def fetch(self, key: str, surely: bool, deadline: float) -> Lookup:
+        """The artifact from the object store, by way of the disk, where it was not; by then or not at all.
+
+        `surely`: nothing is handed out before all of it is here. What takes longer than that to fetch is a
+        miss for this client, and there for the next. Raises OSError when the disk fails.
+        """
         if self._tier is None or not self._may_ask(key):
             return self._not_asked(key)
-        return await self._fetched(self._tier, key, surely)
+        return await self._fetched(self._tier, key, surely, deadline)
 
-    async def head(self, key: str, surely: bool = False) -> Lookup:
-        """Size and digest of the artifact; nothing is fetched. `surely` is for what is on disk."""
-        found = await self._artifacts.read(key, surely)
-        if found is not None:
-            return Lookup(found, Source.DISK)
-        if self._tier is None or not self._may_ask(key):
+    async def ask(self, key: str, _surely: bool, deadline: float) -> Lookup:
+        """Size and digest of what is in the object store and not on disk; nothing is fetched."""
+        loop = asyncio.get_running_loop()
+        if self._tier is None or not self._may_ask(key) or loop.time() >= deadline:
             return self._not_asked(key)
         try:
-            remote = await self._head(self._tier, key)
+            remote = await self._head(self._tier, key, deadline)
         except ObjectStoreError:
             return Lookup(None, Source.UNKNOWN)
         if remote is None:
@@ -155,7 +162,7 @@ class ReadThrough:
         if tier is None or not tier.redirects or self._artifacts.find(key) or not self._may_ask(key):
             return None
         try:
-            if await self._head(tier, key) is None:
+            if await self._head(tier, key, self.deadline()) is None:
                 return None
             url = await tier.store.presigned_url(key, PRESIGNED_S)
             if url is not None:
@@ -169,12 +176,12 @@ class ReadThrough:
         miss = self._known_miss(key)
         return Lookup(None, miss.source if miss is not None else Source.UNKNOWN)
 
-    async def _head(self, tier: SecondTier, key: str) -> RemoteObject | None:
+    async def _head(self, tier: SecondTier, key: str, deadline: float) -> RemoteObject | None:
         """What the store says; it is remembered. Raises `ObjectStoreError`, also when it is late."""
-        begun = self._pace.begin()
+        begun, left_s = self._pace.begin(), deadline - asyncio.get_running_loop().time()
         self._asking += 1
         try:
-            remote = await in_time(tier.store.head(key), tier.times.first_byte_s, f"the head of {key}")
+            remote = await in_time(tier.store.head(key), left_s, f"the head of {key}")
         except ObjectStoreError as error:
             self._store_failed(key, begun, throttled=error.throttled)
             raise
@@ -187,12 +194,12 @@ class ReadThrough:
 
     # --- fetching ---------------------------------------------------------------------------------
 
-    async def _fetched(self, tier: SecondTier, key: str, surely: bool) -> Lookup:
-        """Waits for the one fetch of the key, as long as a client may be kept waiting."""
+    async def _fetched(self, tier: SecondTier, key: str, surely: bool, deadline: float) -> Lookup:
+        """Waits for the one fetch of the key until then."""
         hydration = self._running.get(key) or self._start(tier, key)
         try:
             # Shielded by being a job of its own: it goes on when this client has gone.
-            async with asyncio.timeout(tier.times.first_byte_s):
+            async with asyncio.timeout_at(deadline):
                 remote = await hydration.begun()
                 if remote is None:
                     return Lookup(None, Source.NOWHERE)
@@ -205,9 +212,7 @@ class ReadThrough:
         return Lookup(found, Source.OBJECT_STORE if found is not None else Source.UNKNOWN)
 
     def _start(self, tier: SecondTier, key: str) -> Hydration:
-        hydration = Hydration(
-            key, tier.store, self._artifacts, tier.times, Outdated(tier.transfers, tier.cleaning)
-        )
+        hydration = Hydration(key, tier.store, self._artifacts, tier.times, tier.outdated)
         self._running[key] = hydration
         self._asking += 1
         self._jobs.start(f"hydrate {key}", self._hydrate(tier, hydration, self._pace.begin()))
@@ -243,7 +248,7 @@ class ReadThrough:
         running = self._running.get(key)
         if running is not None:
             return not running.unwanted
-        if self._known_miss(key) is not None or (self._outdated is not None and self._outdated.now(key)):
+        if self._known_miss(key) is not None or (self._tier is not None and self._tier.outdated.now(key)):
             return False
         return self._asking < self._pace.limit and not self._pace.pause_s
 

@@ -16,9 +16,13 @@ from tests.support.leaks import open_files
 from tests.support.served_node import ServedNode, served_node
 from tests.support.tiers import directory_store, transferred
 from undercroft.api import complete_actions
-from undercroft.api.complete_actions import MAX_ACTION_BYTES
+from undercroft.api.action_result import named_by_tree
+from undercroft.api.artifact_routes import ArtifactRoutes
+from undercroft.api.complete_actions import MAX_ACTION_BYTES, PARSED_AT_ONCE_BYTES
+from undercroft.api.request import Request
 from undercroft.errors import ObjectStoreError
-from undercroft.read_through import Lookup, ReadThrough
+from undercroft.read_through import ReadThrough
+from undercroft.storage.open_artifact import OpenArtifact
 
 from .conftest import OpenNode
 
@@ -276,6 +280,74 @@ async def test_trees_so_large_that_they_are_not_read(
     assert await is_served(served, result)
     await evict(served, second)
     assert not await is_served(served, result)
+    # Nor is one checked for more because it is known from elsewhere.
+    await put_blobs(served, second, OUTPUT)
+    other = f"/bazel/acc/proj/ac/{'0' * 64}"
+    await served.client.put(other, content=output_directory(second))
+    assert (await served.client.get(other)).status_code == 200
+    await evict(served, OUTPUT)
+    assert (await served.client.get(other)).status_code == 404
+    assert await is_served(served, result)
+
+
+def large_tree(number: int) -> bytes:
+    """One that is not read on the event loop."""
+    return tree([b"file of %d" % number] * (PARSED_AT_ONCE_BYTES // 64), [FILE])
+
+
+@pytest.mark.parametrize("blob", [TREE, large_tree(0), b"no tree", b"no tree" * PARSED_AT_ONCE_BYTES])
+async def test_a_tree_is_parsed_once(
+    served: ServedNode, monkeypatch: pytest.MonkeyPatch, blob: bytes
+) -> None:
+    parsed = []
+    content, all_have_it = ArtifactRoutes.content, asyncio.Barrier(8)
+
+    def noted(data: bytes) -> list[str]:
+        parsed.append(data)
+        return named_by_tree(data)
+
+    async def together(routes: ArtifactRoutes, request: Request, key: str, max_bytes: int) -> bytes | None:
+        data = await content(routes, request, key, max_bytes)
+        await all_have_it.wait()
+        return data
+
+    monkeypatch.setattr(complete_actions, "named_by_tree", noted)
+    monkeypatch.setattr(ArtifactRoutes, "content", together)
+    result = output_directory(blob)
+    await put_blobs(served, blob, FILE, DEEP, b"file of 0")
+    await put_action(served, result)
+    await asyncio.gather(*(served.client.get(AC) for _ in range(8)))
+    assert await is_served(served, result)
+    assert len(parsed) == 1
+    # Known or not, it must be there.
+    await evict(served, blob)
+    assert not await is_served(served, result)
+
+
+async def test_one_parse_at_a_time(served: ServedNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsing, most = 0, 0
+    to_thread = asyncio.to_thread
+
+    async def slow(*call: Any) -> Any:
+        nonlocal parsing, most
+        parsing += 1
+        most = max(most, parsing)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        try:
+            return await to_thread(*call)
+        finally:
+            parsing -= 1
+
+    monkeypatch.setattr(asyncio, "to_thread", slow)
+    padding = field(20, b"x" * PARSED_AT_ONCE_BYTES)
+    paths = [f"/bazel/acc/proj/ac/{number:064x}" for number in range(8)]
+    for number, path in enumerate(paths):
+        await put_blobs(served, large_tree(number), b"file of %d" % number, FILE)
+        await served.client.put(path, content=output_directory(large_tree(number)) + padding)
+    answers = await asyncio.gather(*map(served.client.get, paths))
+    assert {answer.status_code for answer in answers} == {200}
+    assert most == 1
 
 
 async def test_many_blobs_are_asked_for_a_few_at_a_time(
@@ -286,18 +358,18 @@ async def test_many_blobs_are_asked_for_a_few_at_a_time(
     await put_blobs(served, *blobs)
     await put_action(served, result)
     asking, most = 0, 0
-    head = ReadThrough.head
+    on_disk = ReadThrough.on_disk
 
-    async def slow(lookup: ReadThrough, key: str, surely: bool = False) -> Lookup:
+    async def slow(lookup: ReadThrough, key: str, surely: bool = False) -> OpenArtifact | None:
         nonlocal asking, most
         asking += 1
         most = max(most, asking)
         for _ in range(3):
             await asyncio.sleep(0)
         asking -= 1
-        return await head(lookup, key, surely)
+        return await on_disk(lookup, key, surely)
 
-    monkeypatch.setattr(ReadThrough, "head", slow)
+    monkeypatch.setattr(ReadThrough, "on_disk", slow)
     assert (await served.client.get(AC)).status_code == 200
     assert most == complete_actions.BLOBS_AT_ONCE
     await evict(served, blobs[-1])

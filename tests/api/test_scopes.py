@@ -1,12 +1,17 @@
 """Trust scopes: who is not trusted reads what is, and writes where nobody trusted looks."""
 
+import asyncio
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.support.folders import artifact_files
 from tests.support.served_node import ServedNode
+from tests.support.tiers import directory_store, transferred
 from undercroft.auth.tokens import NewToken, create_token
+from undercroft.read_through import Lookup, ReadThrough
 
 from .conftest import OpenNode
 from .dialects import BAZEL_CAS, CCACHE, DIALECTS, QUERY, DialectCase
@@ -32,7 +37,10 @@ class Rig(NamedTuple):
 
 @pytest.fixture
 async def rig(open_node: OpenNode) -> Rig:
-    served = await open_node(auth={"mode": "tokens"})
+    return await rig_of(await open_node(auth={"mode": "tokens"}))
+
+
+async def rig_of(served: ServedNode) -> Rig:
     headers = {}
     for name, scope in (("main", None), ("pr", "pr"), ("fork", "fork")):
         token = await create_token(
@@ -130,3 +138,102 @@ async def test_who_wrote_it_is_kept_with_the_artifact(rig: Rig) -> None:
     await rig.get("main", CCACHE.path("0" * 64))
     await rig.served.node.artifacts.flush()
     assert rig.served.rows("SELECT written_by FROM cache_artifacts ORDER BY size_bytes")[0] == rows[0][1:2]
+
+
+# --- with an object store ----------------------------------------------------------------------------
+
+
+class Stalled(NamedTuple):
+    """An object store that answers nothing, and what it was asked for."""
+
+    asked: list[str]
+
+    async def get(self, key: str, *_range: object) -> None:
+        self.asked.append(key)
+        await asyncio.Event().wait()
+
+    async def head(self, key: str) -> None:
+        await self.get(key)
+
+
+@pytest.fixture
+async def tiered(open_node: OpenNode, tmp_path: Path) -> Rig:
+    store = directory_store(tmp_path / "bucket")
+    return await rig_of(await open_node(auth={"mode": "tokens"}, object_store=store))
+
+
+@pytest.fixture
+async def impatient(open_node: OpenNode, tmp_path: Path) -> Rig:
+    store = directory_store(tmp_path / "bucket") | {"first_byte_timeout_ms": 50}
+    return await rig_of(await open_node(auth={"mode": "tokens"}, object_store=store))
+
+
+def stall(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Stalled:
+    stalled, store = Stalled([]), rig.served.node.object_store
+    for name in ("get", "head"):
+        monkeypatch.setattr(store, name, getattr(stalled, name))
+    return stalled
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_is_on_disk_waits_for_no_object_store(
+    tiered: Rig, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    rig, path = tiered, CCACHE.path("0" * 64)
+    await rig.put("main", CCACHE, path, b"trusted")
+    await transferred(rig.served)
+    stalled = stall(rig, monkeypatch)
+    answer = await rig.served.client.request(method, path, headers=rig.headers["pr"])
+    assert answer.status_code == 200
+    assert stalled.asked == []
+
+
+async def test_a_miss_of_a_scope_waits_once(impatient: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, path = impatient, CCACHE.path("0" * 64)
+    deadlines = []
+    fetch = ReadThrough.fetch
+
+    async def noted(lookup: ReadThrough, key: str, surely: bool, deadline: float) -> Lookup:
+        deadlines.append(deadline)
+        return await fetch(lookup, key, surely, deadline)
+
+    monkeypatch.setattr(ReadThrough, "fetch", noted)
+    stalled = stall(rig, monkeypatch)
+    assert await rig.get("pr", path) is None
+    assert len(deadlines) == 2
+    assert len(set(deadlines)) == 1
+    stalled.asked.clear()
+    # After the first question there is no time for a second.
+    answer = await rig.served.client.head(CCACHE.path("1" * 64), headers=rig.headers["pr"])
+    assert answer.status_code == 404
+    assert len(stalled.asked) == 1
+
+
+async def test_a_scope_finds_its_own_and_what_is_trusted_in_the_object_store(tiered: Rig) -> None:
+    rig, own, trusted = tiered, CCACHE.path("0" * 64), CCACHE.path("1" * 64)
+    await rig.put("main", CCACHE, own, b"trusted")
+    await rig.put("pr", CCACHE, own, b"own")
+    await rig.put("main", CCACHE, trusted, b"trusted")
+    await transferred(rig.served)
+    for key in artifact_files(rig.served.folder):
+        await rig.served.node.artifacts.evict(key)
+    for path, content in ((own, b"own"), (trusted, b"trusted")):
+        head = await rig.served.client.head(path, headers=rig.headers["pr"])
+        assert (head.status_code, head.headers["content-length"]) == (200, str(len(content)))
+        assert await rig.get("pr", path) == content
+
+
+async def test_a_turborepo_scope_replaces_what_it_would_be_served(rig: Rig) -> None:
+    """That the same is there as trusted, behind its own, is of no use to it."""
+    path = f"/turborepo/acc/proj/v8/artifacts/{'a' * 16}"
+
+    async def put(who: str, tag: str) -> None:
+        headers = rig.headers[who] | {"x-artifact-tag": tag}
+        answer = await rig.served.client.put(path, content=tag.encode(), headers=headers)
+        assert answer.status_code == 202
+
+    await put("pr", "X")
+    await put("main", "Y")
+    await put("pr", "Y")
+    got = await rig.served.client.get(path, headers=rig.headers["pr"])
+    assert (got.headers["x-artifact-tag"], got.content) == ("Y", b"Y")

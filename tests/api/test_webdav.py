@@ -107,7 +107,7 @@ async def test_check_asks_neither_disk_nor_object_store(
     async def fail(*_: object) -> None:
         raise AssertionError
 
-    for name in ("open", "head", "delete"):
+    for name in ("on_disk", "fetch", "ask", "delete"):
         monkeypatch.setattr(served.node.read_through, name, fail)
     assert (await served.client.get(CHECK)).status_code == 404
     assert (await propfind(served, CHECK)).status_code == 404

@@ -1,8 +1,8 @@
 """What every dialect does with artifacts: serve one, store one, and tell how it went."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -46,10 +46,10 @@ class Admitted(NamedTuple):
 Admit: TypeAlias = Callable[[OpenArtifact], Awaitable[Admitted | None]]
 """Looks into an artifact; None: nobody may be given it, which is a miss. It does not close it."""
 
-Look: TypeAlias = Callable[[str, bool], Awaitable[Lookup]]
-"""Looks for an artifact; the flag: whether it must be known to be whole."""
+Look: TypeAlias = Callable[[str, bool, float], Awaitable[Lookup]]
+"""Looks for an artifact in the object store; whether it must be known to be whole, and until when to wait."""
 
-Decode: TypeAlias = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+Decode: TypeAlias = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 """Makes the bytes to be stored of those that arrive; it bounds them itself."""
 
 
@@ -96,7 +96,7 @@ class ArtifactRoutes:
             # What is to be looked into has to be here, for HEAD as well.
             asks = request.method == "HEAD" and admit is None
             admitted, source = await self._find(
-                request, key, self.lookup.head if asks else self.lookup.open, admit
+                request, key, self.lookup.ask if asks else self.lookup.fetch, admit
             )
             if admitted is None:
                 result = "s3_miss" if source is Source.NOWHERE else "miss"
@@ -114,7 +114,7 @@ class ArtifactRoutes:
 
     async def peek(self, request: Request, key: str, admit: Admit) -> Admitted | None:
         """What GET would serve, closed already: its size and headers. Not counted as a download."""
-        admitted, _ = await self._find(request, key, self.lookup.open, admit)
+        admitted, _ = await self._find(request, key, self.lookup.fetch, admit)
         if admitted is not None:
             admitted.artifact.close()
         return admitted
@@ -124,7 +124,7 @@ class ArtifactRoutes:
 
         Raises `TooLargeError` if it has more than `max_bytes`.
         """
-        admitted, _ = await self._find(request, key, self.lookup.open, None)
+        admitted, _ = await self._find(request, key, self.lookup.fetch, None)
         if admitted is None:
             return None
         found = admitted.artifact
@@ -153,24 +153,29 @@ class ArtifactRoutes:
         expected_sha256: str | None = None,
         preamble: bytes = b"",
         decode: Decode | None = None,
+        admit: Admit | None = None,
     ) -> Stored:
         """Stores the body under the key; raises what the service raises. The dialect answers.
 
         The `preamble` goes in front of it into the same file. What `decode` makes of the body is stored
-        instead; `expected_sha256` is the digest of all that is stored.
+        instead; `expected_sha256` is the digest of all that is stored. What is there and not admitted
+        counts as damaged: it is replaced even where entries stay, or it would stay and never be served.
         """
-        with self._told() as upload:
+        own = scoped_key(key, request.caller.scope)
+        async with AsyncExitStack() as decoding:
+            upload = decoding.enter_context(self._told())
             body = Body(request, self.max_bytes, self.read_timeout_ms)
             chunks, size = body.chunks(), body.declared
             if decode is not None:
-                chunks, size = decode(chunks), None
+                # Closed at once when nothing more is taken of it: it may hold what others wait for.
+                chunks, size = await decoding.enter_async_context(aclosing(decode(chunks))), None
             if preamble:
                 chunks, size = _led_by(preamble, chunks), None if size is None else size + len(preamble)
             stored = await self.artifacts.store(
-                scoped_key(key, request.caller.scope),
+                own,
                 chunks,
                 declared_size=size,
-                replace=self.replace,
+                replace=self.replace or (admit is not None and await self._is_useless(own, admit)),
                 expected_sha256=expected_sha256,
                 origin=self.origin(request),
             )
@@ -207,15 +212,18 @@ class ArtifactRoutes:
         expected_sha256: str | None,
         *,
         preamble: bytes = b"",
+        same: Admit | None = None,
         admit: Admit | None = None,
     ) -> Stored:
         """Like `store`; what is there already is not compared, the body is only read to its end.
 
-        With `admit` what that does not admit is not there.
+        With `same` what that does not admit is not there.
         """
-        there = await self._stored_key(request, key, admit)
+        there = await self._stored_key(request, key, same)
         if there is None:
-            return await self.store(request, key, expected_sha256=expected_sha256, preamble=preamble)
+            return await self.store(
+                request, key, expected_sha256=expected_sha256, preamble=preamble, admit=admit
+            )
         with self._told() as upload:
             await Body(request, self.max_bytes, self.read_timeout_ms).drain()
             # Whoever stored it may still wait for its commit; until then "it is there" promises too much.
@@ -232,11 +240,8 @@ class ArtifactRoutes:
 
     async def about(self, request: Request, key: str) -> OpenArtifact | None:
         """What GET would find, like `exists`; whoever gets it closes it."""
-        for candidate in readable(request, key):
-            found, _ = await self.lookup.head(candidate, self.surely)
-            if found is not None:
-                return found
-        return None
+        admitted, _ = await self._find(request, key, self.lookup.ask, None)
+        return None if admitted is None else admitted.artifact
 
     async def is_stored(self, request: Request, key: str) -> bool:
         """Whether there is nothing left to upload; then that counts as an upload of what was there.
@@ -255,28 +260,55 @@ class ArtifactRoutes:
         """Removes what is stored under the key, here and in the object store; nothing is fine as well."""
         await self.lookup.delete(scoped_key(key, request.caller.scope))
 
-    async def _stored_key(self, request: Request, key: str, admit: Admit | None) -> str | None:
-        """Under which of the keys the caller may read it lies, whole, on this disk."""
+    async def _stored_key(self, request: Request, key: str, same: Admit | None) -> str | None:
+        """Under which of the keys the caller may read it lies, whole, on this disk.
+
+        What GET comes to first decides: to have the same behind it is of no use.
+        """
         for candidate in readable(request, key):
-            there = self.artifacts.find(candidate) is not None and not self.artifacts.is_doomed(candidate)
-            if there and await self._is_whole(candidate, admit):
-                return candidate
+            if self.artifacts.is_doomed(candidate) or self.artifacts.find(candidate) is None:
+                continue
+            found = await self.artifacts.read(candidate, self.surely)
+            if found is None:
+                continue
+            admitted = await _admitted(found, same)
+            if admitted is None:
+                return None
+            admitted.artifact.close()
+            return candidate
         return None
 
-    async def _is_whole(self, key: str, admit: Admit | None) -> bool:
+    async def _is_useless(self, key: str, admit: Admit) -> bool:
+        """Whether what is stored under the key on this disk is not admitted."""
         found = await self.artifacts.read(key, self.surely)
-        admitted = None if found is None else await _admitted(found, admit)
+        if found is None:
+            return False  # a file that is damaged is healed by who stores
+        admitted = await _admitted(found, admit)
         if admitted is not None:
             admitted.artifact.close()
-        return admitted is not None
+        return admitted is None
 
     async def _find(
         self, request: Request, key: str, look: Look, admit: Admit | None
     ) -> tuple[Admitted | None, Source]:
-        """The first that is admitted of what the caller may be served, and where it was; else why not."""
-        source = Source.NOWHERE
+        """The first that is admitted of what the caller may be served, and where it was; else why not.
+
+        The object store is asked only if nothing on disk will do: of a scope's own object and what is
+        trusted on disk it is the latter, which costs no wait, and is no less right.
+        """
+        source, elsewhere = Source.NOWHERE, []
         for candidate in readable(request, key):
-            found, source = await look(candidate, self.surely)
+            found = await self.lookup.on_disk(candidate, self.surely)
+            if found is None:
+                elsewhere.append(candidate)
+                continue
+            admitted = await _admitted(found, admit)
+            if admitted is not None:
+                return admitted, Source.DISK
+            source = Source.UNKNOWN
+        deadline = self.lookup.deadline()
+        for candidate in elsewhere:
+            found, source = await look(candidate, self.surely, deadline)
             if found is None:
                 continue
             admitted = await _admitted(found, admit)

@@ -7,12 +7,12 @@ from urllib.parse import quote
 
 from undercroft.api import responses
 from undercroft.api.action_result import EMPTY_SHA256
-from undercroft.api.artifact_routes import FOUND, NOT_STORED, Decode
+from undercroft.api.artifact_routes import FOUND, NOT_STORED, Admit, Decode
 from undercroft.api.complete_actions import CompleteActions
 from undercroft.api.request import Request
 from undercroft.api.routing import OCTETS, Route
 from undercroft.api.services import Services
-from undercroft.api.zstd_bodies import decompressed
+from undercroft.api.zstd_bodies import ZstdBodies
 from undercroft.errors import InvalidKeyError
 from undercroft.storage.layout import artifact_key, safe_component, safe_handle
 
@@ -30,8 +30,8 @@ class BazelApi:
         self._actions = services.entries("bazel", services.uploads.bazel_max_bytes, replace=True)
         self._blobs = services.entries("bazel", services.uploads.bazel_max_bytes, replace=False)
         self._complete = CompleteActions(self._blobs)
-        from_zstd = partial(decompressed, max_bytes=services.uploads.bazel_max_bytes)
-        self._decode: dict[bytes, Decode | None] = {b"": None, b"identity": None, b"zstd": from_zstd}
+        zstd = ZstdBodies(services.uploads.bazel_max_bytes)
+        self._decode: dict[bytes, Decode | None] = {b"": None, b"identity": None, b"zstd": zstd.content}
 
     def routes(self) -> list[Route]:
         """The routes of this dialect."""
@@ -72,8 +72,7 @@ class BazelApi:
         """Serves an entry. The empty blob is always there."""
         kind, digest, key = _entry(request)
         if kind == "ac":
-            admit = partial(self._complete.admit, request, _blob_keys(request))
-            await self._actions.serve(request, key, admit=admit)
+            await self._actions.serve(request, key, admit=self._admit(request))
         elif digest == EMPTY_SHA256:
             await responses.content(request, 200, b"", b"application/octet-stream")
         else:
@@ -89,10 +88,13 @@ class BazelApi:
             return
         decode = self._decode[encoding]
         if kind == "ac":
-            await self._actions.store(request, key, decode=decode)
+            await self._actions.store(request, key, decode=decode, admit=self._admit(request))
         else:
             await self._blobs.store(request, key, expected_sha256=digest, decode=decode)
         await responses.empty(request, 200)
+
+    def _admit(self, request: Request) -> Admit:
+        return partial(self._complete.admit, request, _blob_keys(request))
 
 
 def _entry(request: Request) -> tuple[str, str, str]:

@@ -187,9 +187,9 @@ class TurborepoApi:
         a new key, or only now one at all.
         """
         key, labels = _key(request), labels_of(request)
-        admit_same = partial(admit, signed=labels)
+        same = partial(admit, signed=labels)
         await self._entries.store_unless_there(
-            request, key, None, preamble=preamble(labels), admit=admit_same
+            request, key, None, preamble=preamble(labels), same=same, admit=admit
         )
         await responses.json(request, 202, Taken([]))
 
