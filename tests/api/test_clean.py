@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.locks import lock_of_another_connection
 from tests.support.served_node import PATIENCE_S, ServedNode
-from undercroft.workers import clean_jobs
+from undercroft.database import insisting
 from undercroft.workers.clean_project import CleanProject
 
 from .conftest import OpenNode
@@ -103,7 +103,7 @@ async def test_bad_handles_are_400(served: ServedNode, method: str) -> None:
 async def test_a_request_that_cannot_be_kept_is_503(
     open_node: OpenNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clean_jobs, "LOCKED_ATTEMPTS", 1)
+    monkeypatch.setattr(insisting, "LOCKED_ATTEMPTS", 1)
     served = await open_node()
     with lock_of_another_connection(served.folder / "node.sqlite"):
         refused = await served.client.delete(CLEAN)

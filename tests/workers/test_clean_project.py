@@ -22,6 +22,7 @@ from undercroft import clock
 from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.buffers.key_values import KeyValueAccess
 from undercroft.clock import now_us
+from undercroft.database import insisting
 from undercroft.errors import ClosedError, DatabaseLockedError, ObjectStoreError
 from undercroft.s3.object_store import ObjectStoreSettings, open_object_store
 from undercroft.storage.layout import key_value_key
@@ -622,7 +623,7 @@ async def test_a_request_waits_for_what_is_being_published(rig: CleanRig) -> Non
 
 
 async def test_a_request_that_fails_leaves_nothing(rig: CleanRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clean_jobs, "LOCKED_ATTEMPTS", 1)
+    monkeypatch.setattr(insisting, "LOCKED_ATTEMPTS", 1)
     cleaner = rig.cleaner()
     with lock_of_another_connection(rig.database.path), pytest.raises(DatabaseLockedError):
         await cleaner.request(*PROJECT)

@@ -9,7 +9,7 @@ import msgspec
 
 from undercroft.clock import now_us
 from undercroft.database import Database, transaction
-from undercroft.errors import DatabaseLockedError, DataDirectoryError
+from undercroft.database.insisting import insisting
 
 What: TypeAlias = Literal["key_values", "artifacts", "transfers", "objects"]
 Stage: TypeAlias = Literal["key_values", "artifacts", "transfers", "objects", "done"]
@@ -20,9 +20,6 @@ STAGES: tuple[Stage, ...] = ("key_values", "artifacts", "transfers", "objects", 
 NOTHING: Mapping[str, int] = {"key_values": 0, "artifacts": 0, "transfers": 0, "objects": 0}
 
 FINISHED_KEPT = 100
-
-# SQLite waits 100 ms for a lock by itself.
-LOCKED_ATTEMPTS = 50
 
 
 class CleanJob(msgspec.Struct, frozen=True):
@@ -58,14 +55,9 @@ class CleanJobs:
         Raises `DatabaseLockedError` when another process does not let go of the database,
         `DataDirectoryError` when it cannot be written.
         """
-        for _ in range(LOCKED_ATTEMPTS):
-            try:
-                return await self._database.write(lambda c: _add(c, account, project, requested_at))
-            except (apsw.BusyError, apsw.LockedError):
-                continue
-            except apsw.Error as error:
-                raise DataDirectoryError(f"cannot write {self._database.path} ({error})") from error
-        raise DatabaseLockedError(f"another process holds a lock on {self._database.path}: try again")
+        return await insisting(
+            self._database, lambda: self._database.write(lambda c: _add(c, account, project, requested_at))
+        )
 
     def newest(self, account: str, project: str) -> CleanJob | None:
         """The newest job of the project. One point query."""
