@@ -117,11 +117,14 @@ def test_a_full_volume_never_refuses_what_fits(tmp_path: Path, kind: str) -> Non
         with Client(node.url) as client:
             for number in range(HOT):
                 assert client.put_ccache(f"hot{number}", hot(number)).status == 201
-            load = Load(node, root)
-            load.run()
-            assert load.failures == []
+        load = Load(node, root)
+        load.run()
+        assert load.failures == []
+        # Another connection: one that was idle for so long has been closed.
+        with Client(node.url) as client:
             for number in range(HOT):
                 assert client.get_ccache(f"hot{number}") == hot(number)
+        print(f"{kind}: {load.bytes_written / MEGABYTE:,.0f} MB in {SECONDS} s, fullest {load.fullest:.1f} %")  # noqa: T201
         assert node.stop() == 0
         assert node.printed == []
         assert [record for record in node.log if record["level"] not in ("debug", "info")] == []
