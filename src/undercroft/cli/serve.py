@@ -23,6 +23,10 @@ EXIT_CRASHED = 1
 EXIT_UNUSABLE = 2
 """Settings, address, data directory or databases cannot be used as they are; the line says what to do."""
 
+# How long a thread may keep Python's global lock while another wants it; 5 ms by default. The writer and the
+# HTTP server's threads wait for it at every step: docs/decisions/0011-switch-interval.md.
+SWITCH_INTERVAL_S = 0.001
+
 # Some programs signal a process and its group, so that it hears of one request twice.
 ONE_REQUEST_S = 0.2
 
@@ -46,6 +50,7 @@ def serve(
     try:
         settings = load({name: value for name, value in given.items() if value is not None}, config)
         logs.configure(settings.log.level, settings.log.format)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             crash = runner.run(_run(settings))
     except RowsLostError as error:
