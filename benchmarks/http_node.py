@@ -284,7 +284,8 @@ NOTE = (
     "`bare` is a handler on the same HTTP server that only parses the body, or answers a constant; `query` "
     "makes one point query in SQLite for its answer and nothing else. `node` acknowledges after the commit, "
     "`buffered` at once. Keys of PUTs are unique; GETs go to random ones of "
-    f"{KEYS:,} key values, 200 files of 16 KiB and 20 of 1 MiB. The load generator shares the processors."
+    f"{KEYS:,} key values, 200 files of 16 KiB and 20 of 1 MiB. The load generator shares the processors. "
+    "The node's threads change places every millisecond, those of the handlers every five."
 )
 
 

@@ -602,14 +602,31 @@ async def test_whoever_fits_is_not_refused_for_one_who_does_not(rig: ArtifactRig
         await standing.finish()
 
 
-async def test_room_waits_for_readers_to_close_rather_than_for_more_to_go(open_rig: OpenRig) -> None:
+async def test_room_waits_for_readers_to_close_rather_than_for_more_to_go(
+    open_rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    looked_again = asyncio.Event()
+    may_hope = DiskEviction._may_hope
+
+    def counted(worker: DiskEviction, one: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            looked_again.set()
+        return may_hope(worker, one)
+
+    monkeypatch.setattr(DiskEviction, "_may_hope", counted)
     rig = await open_rig(limit_bytes=10**9)
     await fill(rig, 10)
     rig.volume = Volume(10 * SIZE, 0)
     async with working(eviction_of(rig, high_percent=100.0, patience_ms=20_000)):
         waiting = asking(rig, 3 * SIZE)
         await rig.telemetry.wait_for(events.DISK_EVICTED, 3)
-        await asyncio.sleep(3 * disk_eviction.POLL_S)  # it looks again, and again
+        looks = 0
+        looked_again.clear()
+        async with asyncio.timeout(20):
+            await looked_again.wait()
         assert not waiting.done()
         rig.volume = Volume(10 * SIZE, 3 * SIZE)
         assert await waiting

@@ -3,30 +3,22 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from undercroft.cli.node_database import EXIT_UNUSABLE, ConfigOption, DataDirOption, database_path, existing
 from undercroft.config import load
 from undercroft.database.schema import KEY_VALUES, NODE
 from undercroft.database.upkeep import MAX_PROBLEMS, integrity_problems
-from undercroft.errors import DataDirectoryError, UndercroftError
+from undercroft.errors import UndercroftError
 
 # One damaged page has many lines, all but the same. What to do is the same after the tenth.
 MOST_SHOWN = 10
 
 EXIT_DAMAGED = 1
-EXIT_UNUSABLE = 2
-"""There is nothing to check: settings are wrong, a file is missing, locked, foreign or cannot be read."""
 
 
-def check(
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Directory of databases and artifacts [default: data]")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings")] = None,
-) -> None:
+def check(data_dir: DataDirOption = None, config: ConfigOption = None) -> None:
     """Check the databases of a node, running or stopped; nothing is written to them.
 
     Every row and page is read. A running node goes on serving, but its WAL grows until the end. The
@@ -36,9 +28,7 @@ def check(
         settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
         damaged = False
         for schema in (KEY_VALUES, NODE):
-            path = settings.data_dir / f"{schema.name}.sqlite"
-            if not path.is_file():
-                raise DataDirectoryError(f"there is no {path}: is this the data directory of a node?")
+            path = existing(database_path(settings, schema))
             with progress(path.name) as tell:
                 found = integrity_problems(path, schema, tell)
             for line in shown(found) or ["ok"]:

@@ -9,11 +9,11 @@ import typer
 
 from undercroft.config import Settings, load
 from undercroft.database import Database
-from undercroft.database.schema import NODE, is_older
+from undercroft.database.schema import NODE, Schema, is_older
 from undercroft.errors import DataDirectoryError, UndercroftError
 
 EXIT_UNUSABLE = 2
-"""Settings are wrong, or the database is missing, locked, foreign, or cannot be written."""
+"""Options or settings are wrong, or a database is missing, locked, foreign, or cannot be used."""
 
 DataDirOption: TypeAlias = Annotated[
     Path | None, typer.Option("--data-dir", help="Directory of databases and artifacts [default: data]")
@@ -35,17 +35,27 @@ def with_node_database(
     """
     try:
         settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
-        path = settings.data_dir / f"{NODE.name}.sqlite"
-        if path.is_file():
-            _refuse_older(path)
-        elif create:
+        path = database_path(settings, NODE)
+        if create and not path.is_file():
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
-            raise DataDirectoryError(f"there is no {path}: is this the data directory of a node?")
+            _refuse_older(existing(path))
         asyncio.run(_opened(settings, Database(path, NODE), act))
     except (UndercroftError, OSError) as error:
         typer.echo(f"undercroft: {error}", err=True)
         raise typer.Exit(EXIT_UNUSABLE) from error
+
+
+def database_path(settings: Settings, schema: Schema) -> Path:
+    """Where a database of the node lies."""
+    return settings.data_dir / f"{schema.name}.sqlite"
+
+
+def existing(path: Path) -> Path:
+    """The path. Raises `DataDirectoryError` if there is no file."""
+    if not path.is_file():
+        raise DataDirectoryError(f"there is no {path}: is this the data directory of a node?")
+    return path
 
 
 def _refuse_older(path: Path) -> None:

@@ -12,7 +12,13 @@ from rich.text import Text
 
 from undercroft.auth.grants import checked_pattern, checked_scope
 from undercroft.auth.tokens import ListedToken, NewToken, create_token, list_tokens, revoke_token
-from undercroft.cli.node_database import ConfigOption, DataDirOption, JsonOption, with_node_database
+from undercroft.cli.node_database import (
+    EXIT_UNUSABLE,
+    ConfigOption,
+    DataDirOption,
+    JsonOption,
+    with_node_database,
+)
 from undercroft.clock import now_us
 from undercroft.config import Settings
 from undercroft.database import Database
@@ -20,9 +26,6 @@ from undercroft.errors import SettingsError, UndercroftError
 
 EXIT_NOT_FOUND = 1
 """There is no such token."""
-
-EXIT_UNUSABLE = 2
-"""An option is wrong."""
 
 _SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import builtins
+import io
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -353,7 +354,7 @@ class _Source:
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Obstore wants a file to have it; it calls it only to find the size, which it is told."""
-        raise NotImplementedError
+        raise io.UnsupportedOperation(f"seek to {offset} from {whence}: it is read once, from its beginning")
 
     def abandon(self) -> None:
         """From now on reading fails."""
