@@ -3,7 +3,7 @@ VENV := .venv/bin
 PORT ?= 4000
 PIP_INSTALL := $(VENV)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup serve test clients lint format bench lock clean
+.PHONY: help setup serve test torture clients lint format bench lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ test: .venv/.bench ## set up everything, lint, type check and run all tests
 	scripts/install-npm-packages tests/clients/npm
 	$(MAKE) --no-print-directory lint
 	$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+torture: .venv/.bench ## run every campaign in its long form (PYTEST_ARGS='--seed 7' repeats one)
+	$(VENV)/python -m pytest -m campaign --torture $(PYTEST_ARGS)
 
 clients: .venv/.bench ## drive the real build tools, and renew docs/clients.md
 	scripts/install-debian-packages tests/clients/debian-packages.txt

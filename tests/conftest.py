@@ -1,16 +1,57 @@
-"""What every test gets: hypothesis profiles, and no buffer that outlives its test."""
+"""What every test gets: hypothesis profiles, campaigns, and no buffer that outlives its test."""
 
 import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.campaign import Campaign
 from tests.support.s3_endpoint import _s3_process, s3_endpoint
 from undercroft.buffers import SQLiteBuffer
 
 __all__ = ["_s3_process", "s3_endpoint"]
+
+CAMPAIGNS: list[Campaign] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of campaigns (`tests/support/campaign.py`)."""
+    group = parser.getgroup("campaigns")
+    group.addoption("--torture", action="store_true", help="run campaigns in their long form")
+    group.addoption("--rounds", type=int, help="run each campaign for so many rounds")
+    group.addoption("--seed", help="repeat the choices of an earlier run")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks campaigns, and takes the time limit off their long form."""
+    for item in items:
+        if "campaign" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.campaign)
+            if config.getoption("--torture") or config.getoption("--rounds"):
+                item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture
+def campaign(request: pytest.FixtureRequest) -> Campaign:
+    """Choices, rounds and counts of one campaign; shown with a failure and in the summary."""
+    option = request.config.getoption
+    seed = option("--seed") or str(random.SystemRandom().randrange(1 << 32))
+    found = Campaign(request.node.name, seed, torture=option("--torture"), rounds=option("--rounds"))
+    print(f"repeat with --seed {seed}")  # noqa: T201  # pytest shows it with a failure
+    CAMPAIGNS.append(found)
+    return found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what each campaign has tried and checked."""
+    if CAMPAIGNS:
+        terminalreporter.section("campaigns")
+        for one in CAMPAIGNS:
+            terminalreporter.write_line(str(one))
+
 
 settings.register_profile(
     "quick",

@@ -1,0 +1,38 @@
+"""Campaigns: tests that try a promise many times over, by chance, and say how often and what they checked."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+
+class Campaign:
+    """One campaign of a test run. The same seed makes the same choices.
+
+    Threads, disks and other processes add their own chance: a seed repeats the plan, not each moment.
+    """
+
+    def __init__(self, name: str, seed: str, *, torture: bool, rounds: int | None) -> None:
+        """`rounds` overrides how many there are, in either form."""
+        self.name = name
+        self.seed = seed
+        self.torture = torture
+        """Whether this is the long form."""
+        self.random = random.Random(f"{seed} {name}")
+        self._rounds = rounds
+        self._done = 0
+        self._checked: Counter[str] = Counter()
+
+    def rounds(self, short: int, long: int) -> Iterator[int]:
+        """Numbers from 0, and counts each as a round once its body has ended."""
+        for number in range(self._rounds or (long if self.torture else short)):
+            yield number
+            self._done += 1
+
+    def checked(self, what: str, count: int = 1) -> None:
+        """Counts what was compared with what it must be: "acknowledged artifacts", "answers"."""
+        self._checked[what] += count
+
+    def __str__(self) -> str:
+        """One line for the summary."""
+        found = ", ".join(f"{count:,} {what}" for what, count in self._checked.items()) or "nothing"
+        return f"{self.name}: seed {self.seed}, {self._done:,} rounds, checked {found}"
