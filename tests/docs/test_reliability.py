@@ -17,6 +17,8 @@ def test_it_names_every_campaign() -> None:
     """A campaign without its promise is a test nobody can judge."""
     paths = (ROOT / "tests").rglob("test_*.py")
     campaigns = {
-        str(path.relative_to(ROOT)) for path in paths if re.search(r"\bcampaign: Campaign\b", path.read_text())
+        str(path.relative_to(ROOT))
+        for path in paths
+        if re.search(r"\bcampaign: Campaign\b", path.read_text())
     }
     assert campaigns - NAMED == set()
