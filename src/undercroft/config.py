@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from undercroft.errors import SettingsError
+from undercroft.errors import WrongSettingsError
 from undercroft.settings_sections import (
     CONTRADICTION,
     AuthSection,
@@ -99,7 +99,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
-    """The settings from flags, environment and file. Raises `SettingsError` naming all that is wrong."""
+    """The settings from flags, environment and file. Raises `WrongSettingsError` naming all that is wrong."""
     problems = [f"{name} in the environment is no setting" for name in _unknown_environment()]
     values: dict[str, Any] = {}
     try:
@@ -114,9 +114,44 @@ def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
     except ValidationError as error:
         problems += [_problem(dict(detail)) for detail in error.errors()]
     if problems or settings is None:
-        many = "settings" if len(problems) > 1 else "setting"
-        raise SettingsError(f"{len(problems)} wrong {many}: " + "; ".join(problems))
+        raise WrongSettingsError(problems)
     return settings
+
+
+Source: TypeAlias = Literal["flag", "environment", "file", "default"]
+
+
+def sources(flags: Mapping[str, Any], config_file: Path | None) -> dict[str, Source]:
+    """Where each setting comes from, by its dotted name. Raises what reading the file raises."""
+    given: list[tuple[Source, Mapping[str, Any]]] = [
+        ("flag", flags),
+        ("environment", _from_environment()),
+        ("file", _from_file(config_file)),
+    ]
+    return {
+        name: next((source for source, values in given if _has(values, name)), "default")
+        for name, _ in every_setting()
+    }
+
+
+def _has(values: Mapping[str, Any], name: str) -> bool:
+    first, _, rest = name.partition(".")
+    if first not in values:
+        return False
+    return not rest or (isinstance(values[first], Mapping) and _has(values[first], rest))
+
+
+def shown(value: Any) -> str | None:
+    """A setting's value for people; secrets are masked (by their type), and the user in a URL."""
+    return None if value is None else _without_user(str(value))
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """Dotted names of what was set in vain because of other settings."""
+    found = [*settings.object_store.without_effect(), *settings.auth.without_effect()]
+    if settings.auth.mode == "none" and settings.auth.anonymous_read:
+        found.append("auth.anonymous_read")
+    return found
 
 
 def _from_file(config_file: Path | None) -> dict[str, Any]:

@@ -6,7 +6,17 @@ class UndercroftError(Exception):
 
 
 class SettingsError(UndercroftError):
-    """Settings are wrong or unknown; the message lists all of them."""
+    """A setting or an option is wrong, or unknown."""
+
+
+class WrongSettingsError(SettingsError):
+    """The node's settings are wrong; the message lists all that is."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        """What is wrong, one by one."""
+        many = "settings" if len(problems) > 1 else "setting"
+        super().__init__(f"{len(problems)} wrong {many}: " + "; ".join(problems))
 
 
 class DataDirectoryError(UndercroftError):

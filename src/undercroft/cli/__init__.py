@@ -3,7 +3,7 @@
 import typer
 
 import undercroft
-from undercroft.cli import check, inspect, serve, token, transfers
+from undercroft.cli import backup, check, config, inspect, serve, setup, token, transfers
 
 # Pretty exceptions would draw boxes into a log, with the values of local variables in them.
 app = typer.Typer(
@@ -11,7 +11,11 @@ app = typer.Typer(
 )
 app.command(name="serve")(serve.serve)
 app.command(name="check")(check.check)
+app.command(name="backup")(backup.backup)
+app.command(name="restore")(backup.restore)
 app.command(name="inspect")(inspect.inspect)
+app.command(name="setup")(setup.setup)
+app.add_typer(config.app, name="config")
 app.add_typer(token.app, name="token")
 app.add_typer(transfers.app, name="transfers")
 

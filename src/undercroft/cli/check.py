@@ -6,11 +6,17 @@ from contextlib import contextmanager
 
 import typer
 
-from undercroft.cli.node_database import EXIT_UNUSABLE, ConfigOption, DataDirOption, database_path, existing
-from undercroft.config import load
+from undercroft.cli.node_database import (
+    ConfigOption,
+    DataDirOption,
+    JsonOption,
+    database_path,
+    existing,
+    settings_of,
+)
+from undercroft.cli.output import print_json, told
 from undercroft.database.schema import KEY_VALUES, NODE
 from undercroft.database.upkeep import MAX_PROBLEMS, integrity_problems
-from undercroft.errors import UndercroftError
 
 # One damaged page has many lines, all but the same. What to do is the same after the tenth.
 MOST_SHOWN = 10
@@ -18,25 +24,25 @@ MOST_SHOWN = 10
 EXIT_DAMAGED = 1
 
 
-def check(data_dir: DataDirOption = None, config: ConfigOption = None) -> None:
+def check(data_dir: DataDirOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check the databases of a node, running or stopped; nothing is written to them.
 
     Every row and page is read. A running node goes on serving, but its WAL grows until the end. The
     status is 0 if all is well, 1 if something is damaged, 2 if it could not be checked.
     """
-    try:
-        settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
-        damaged = False
+    damaged = False
+    with told():
+        settings = settings_of(data_dir, config)
         for schema in (KEY_VALUES, NODE):
             path = existing(database_path(settings, schema))
             with progress(path.name) as tell:
                 found = integrity_problems(path, schema, tell)
-            for line in shown(found) or ["ok"]:
-                typer.echo(f"{path.name}: {line}")
+            if as_json:
+                print_json({"database": path.name, "problems": found})
+            else:
+                for line in shown(found) or ["ok"]:
+                    typer.echo(f"{path.name}: {line}")
             damaged = damaged or bool(found)
-    except (UndercroftError, OSError) as error:
-        typer.echo(f"undercroft: {error}", err=True)
-        raise typer.Exit(EXIT_UNUSABLE) from error
     if damaged:
         raise typer.Exit(EXIT_DAMAGED)
 

@@ -1,13 +1,13 @@
 """`undercroft inspect`: what is known of one artifact."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 import typer
 
-from undercroft.cli.node_database import ConfigOption, DataDirOption, with_node_database
+from undercroft.cli.node_database import ConfigOption, DataDirOption, JsonOption, with_node_database
+from undercroft.cli.output import failure, moment, print_json
 from undercroft.config import Settings
 from undercroft.database import Database
 
@@ -37,7 +37,7 @@ def inspect(
     key: Annotated[str, typer.Argument(help="Key, hash or address of an artifact")],
     data_dir: DataDirOption = None,
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show who wrote an artifact, when and with what, and whether its file is there.
 
@@ -53,7 +53,10 @@ def inspect(
         path = settings.data_dir / "artifacts" / found_key
         values: list[Any] = [found_key, *row, path.stat().st_size if path.is_file() else None]
         found = Inspected(*values)
-        typer.echo(msgspec.json.encode(found).decode() if as_json else _text(found))
+        if as_json:
+            print_json(found)
+        else:
+            typer.echo(_text(found))
 
     with_node_database(data_dir, config, act)
 
@@ -65,14 +68,10 @@ async def _the_only_one(database: Database, asked: str) -> str:
         lambda connection: [key for (key,) in connection.execute(SEARCH, (name, MOST))]
     )
     if not keys:
-        typer.echo(f"undercroft: nothing is known of {asked!r}", err=True)
-        raise typer.Exit(EXIT_NOT_FOUND)
+        raise failure(f"nothing is known of {asked!r}", EXIT_NOT_FOUND)
     if len(keys) > 1:
         shown = "\n".join(map(str, keys))
-        typer.echo(
-            f"undercroft: there are several with the name {name!r}, ask for one of:\n{shown}", err=True
-        )
-        raise typer.Exit(EXIT_NOT_FOUND)
+        raise failure(f"there are several with the name {name!r}, ask for one of:\n{shown}", EXIT_NOT_FOUND)
     return str(keys[0])
 
 
@@ -82,20 +81,14 @@ def _text(found: Inspected) -> str:
         "key": found.key,
         "size": f"{found.size_bytes} bytes",
         "sha256": found.content_sha256 or "unknown",
-        "stored": _time(found.stored_at),
-        "last used": _time(found.last_accessed_at),
+        "stored": moment(found.stored_at, "unknown"),
+        "last used": moment(found.last_accessed_at),
         "written by": found.written_by or "nobody who gave a name",
         "tool": found.tool or "unknown",
         "client": found.user_agent or "unknown",
         "file": file,
     }
     return "\n".join(f"{name + ':':<12}{value}" for name, value in lines.items())
-
-
-def _time(at_us: int | None) -> str:
-    if at_us is None:
-        return "unknown"
-    return f"{datetime.fromtimestamp(at_us / 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 # All keys are looked at: it is one person who asks.

@@ -7,13 +7,11 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from undercroft.cli.output import told
 from undercroft.config import Settings, load
 from undercroft.database import Database
 from undercroft.database.schema import NODE, Schema, is_older
-from undercroft.errors import DataDirectoryError, UndercroftError
-
-EXIT_UNUSABLE = 2
-"""Options or settings are wrong, or a database is missing, locked, foreign, or cannot be used."""
+from undercroft.errors import DataDirectoryError
 
 DataDirOption: TypeAlias = Annotated[
     Path | None, typer.Option("--data-dir", help="Directory of databases and artifacts [default: data]")
@@ -33,17 +31,19 @@ def with_node_database(
 
     With `create` a data directory that is not there yet is made, as the node itself would do.
     """
-    try:
-        settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
+    with told():
+        settings = settings_of(data_dir, config)
         path = database_path(settings, NODE)
         if create and not path.is_file():
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
             _refuse_older(existing(path))
         asyncio.run(_opened(settings, Database(path, NODE), act))
-    except (UndercroftError, OSError) as error:
-        typer.echo(f"undercroft: {error}", err=True)
-        raise typer.Exit(EXIT_UNUSABLE) from error
+
+
+def settings_of(data_dir: Path | None, config: Path | None) -> Settings:
+    """The settings a command works with. Raises `SettingsError`."""
+    return load({} if data_dir is None else {"data_dir": data_dir}, config)
 
 
 def database_path(settings: Settings, schema: Schema) -> Path:

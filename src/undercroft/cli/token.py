@@ -4,33 +4,21 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from undercroft.auth.grants import checked_pattern, checked_scope
 from undercroft.auth.tokens import ListedToken, NewToken, create_token, list_tokens, revoke_token
-from undercroft.cli.node_database import (
-    EXIT_UNUSABLE,
-    ConfigOption,
-    DataDirOption,
-    JsonOption,
-    with_node_database,
-)
+from undercroft.cli.node_database import ConfigOption, DataDirOption, JsonOption, with_node_database
+from undercroft.cli.output import failure, print_json, print_table, told
 from undercroft.clock import now_us
 from undercroft.config import Settings
 from undercroft.database import Database
-from undercroft.errors import SettingsError, UndercroftError
+from undercroft.errors import SettingsError
 
 EXIT_NOT_FOUND = 1
 """There is no such token."""
 
 _SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-
-# Where no terminal says how wide it is.
-FILE_COLUMNS = 200
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke tokens.")
 
@@ -47,9 +35,10 @@ def create(  # noqa: PLR0917  # options of a command, which typer passes by name
     expires: Annotated[str | None, typer.Option(help="Lifetime, like 12h, 30d or 8w [default: none]")] = None,
     data_dir: DataDirOption = None,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Create a token and print it, once: the node keeps only a hash of it."""
-    try:
+    with told():
         wanted = NewToken(
             _checked_name(name),
             tuple(checked_pattern(one) for one in project),
@@ -60,13 +49,13 @@ def create(  # noqa: PLR0917  # options of a command, which typer passes by name
         )
         if not read and not write:
             raise SettingsError("a token that may do nothing is of no use: give --read, --write or both")
-    except UndercroftError as error:
-        typer.echo(f"undercroft: {error}", err=True)
-        raise typer.Exit(EXIT_UNUSABLE) from error
 
     async def act(_settings: Settings, database: Database) -> None:
         token = await create_token(database, wanted)
-        typer.echo(token.text)
+        if as_json:
+            print_json({"id": token.id, "token": token.text})
+        else:
+            typer.echo(token.text)
 
     with_node_database(data_dir, config, act, create=True)
 
@@ -92,28 +81,20 @@ def list_(data_dir: DataDirOption = None, config: ConfigOption = None, as_json: 
         tokens = await list_tokens(database)
         if as_json:
             for token in tokens:
-                typer.echo(msgspec.json.encode(token).decode())
+                print_json(token)
         elif tokens:
-            _print(tokens)
+            headings = ("id", "name", "projects", "rights", "scope", "created (UTC)", "state")
+            print_table(headings, map(_cells, tokens))
         else:
             typer.echo("no tokens")
 
     with_node_database(data_dir, config, act)
 
 
-def _print(tokens: list[ListedToken]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = FILE_COLUMNS
-    table = Table(box=None, pad_edge=False)
-    for heading in ("id", "name", "projects", "rights", "scope", "created (UTC)", "state"):
-        table.add_column(heading, overflow="fold")
-    for one in tokens:
-        rights = " ".join(["read"] * one.may_read + ["write"] * one.may_write)
-        cells = (one.id, one.name, " ".join(one.projects), rights, one.scope or "", _day(one.created_at))
-        # As text: in names brackets are brackets, no markup.
-        table.add_row(*map(Text, (*cells, _state(one))))
-    console.print(table)
+def _cells(one: ListedToken) -> tuple[str, ...]:
+    rights = " ".join(["read"] * one.may_read + ["write"] * one.may_write)
+    projects, scope = " ".join(one.projects), one.scope or ""
+    return (one.id, one.name, projects, rights, scope, _day(one.created_at), _state(one))
 
 
 def _state(token: ListedToken) -> str:
@@ -133,13 +114,16 @@ def revoke(
     name: Annotated[str, typer.Argument(help="Name or id of the token")],
     data_dir: DataDirOption = None,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Revoke a token. A running node refuses it from a second later on."""
 
     async def act(_settings: Settings, database: Database) -> None:
         if not await revoke_token(database, name):
-            typer.echo(f"undercroft: there is no token named {name!r} that is not revoked already", err=True)
-            raise typer.Exit(EXIT_NOT_FOUND)
-        typer.echo(f"revoked {name}")
+            raise failure(f"there is no token named {name!r} that is not revoked already", EXIT_NOT_FOUND)
+        if as_json:
+            print_json({"revoked": name})
+        else:
+            typer.echo(f"revoked {name}")
 
     with_node_database(data_dir, config, act)
