@@ -3,7 +3,7 @@
 import typer
 
 import undercroft
-from undercroft.cli import backup, check, config, inspect, serve, setup, token, transfers
+from undercroft.cli import backup, check, config, doctor, inspect, serve, setup, token, transfers
 
 # Pretty exceptions would draw boxes into a log, with the values of local variables in them.
 app = typer.Typer(
@@ -13,6 +13,7 @@ app.command(name="serve")(serve.serve)
 app.command(name="check")(check.check)
 app.command(name="backup")(backup.backup)
 app.command(name="restore")(backup.restore)
+app.command(name="doctor")(doctor.doctor)
 app.command(name="inspect")(inspect.inspect)
 app.command(name="setup")(setup.setup)
 app.add_typer(config.app, name="config")
