@@ -1,7 +1,22 @@
-"""Write-behind buffers in front of SQLite, one per table. Start with DESIGN.md in this folder."""
+"""Write-behind buffers in front of SQLite, one per table. Start with DESIGN.md in this folder.
+
+They work in any asyncio program, for its own tables: `open_buffer` with an `UpsertTable`, or with a
+`Bufferable` of one's own.
+"""
 
 from undercroft.buffers.bufferable import Batch, Bufferable, QueueStats
 from undercroft.buffers.settings import BufferSettings
 from undercroft.buffers.sqlite_buffer import SQLiteBuffer, Ticket
+from undercroft.buffers.standalone import open_buffer
+from undercroft.buffers.upsert_table import UpsertTable
 
-__all__ = ["Batch", "BufferSettings", "Bufferable", "QueueStats", "SQLiteBuffer", "Ticket"]
+__all__ = [
+    "Batch",
+    "BufferSettings",
+    "Bufferable",
+    "QueueStats",
+    "SQLiteBuffer",
+    "Ticket",
+    "UpsertTable",
+    "open_buffer",
+]

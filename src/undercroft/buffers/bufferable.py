@@ -1,7 +1,7 @@
 """The contract between the buffer mechanism and a table."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import apsw
 import msgspec
@@ -41,8 +41,10 @@ class Bufferable(Protocol[StateT, EventT]):
     buffer_name: str
     """The `buffer` label of every series, and the stem of the spill file."""
 
-    entry_types: ClassVar[dict[str, type[msgspec.Struct]]]
-    """Each operation with the type of its entries, in the order in which they are written."""
+    @property
+    def entry_types(self) -> Mapping[str, type[msgspec.Struct]]:
+        """Each operation with the type of its entries, in the order in which they are written."""
+        ...
 
     def init_state(self) -> StateT:
         """A new, empty state."""

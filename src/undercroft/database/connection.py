@@ -181,10 +181,11 @@ class Database:
     """One SQLite file: a writer, a reader for long queries, a reader for point queries, checkpoints.
 
     The constructor touches nothing; `open` does. Raises `DatabaseFileError` for a file that is
-    damaged, foreign or newer, and leaves it as it was.
+    damaged, foreign or newer, and leaves it as it was. Without a schema the file is the caller's own:
+    nothing is checked or migrated.
     """
 
-    def __init__(self, path: Path, schema: Schema, *, synchronous: str = "NORMAL") -> None:
+    def __init__(self, path: Path, schema: Schema | None, *, synchronous: str = "NORMAL") -> None:
         self.path = path
         self._schema = schema
         self._synchronous = synchronous
@@ -220,8 +221,9 @@ class Database:
         file that is not ours to use. Whatever it raises, no thread and no connection is left.
         """
         try:
-            check_file(self.path, self._schema)
-            self._migrate()
+            if self._schema is not None:
+                check_file(self.path, self._schema)
+                self._migrate(self._schema)
             self._point_reader = self._open_reader()
             for thread in self._threads():
                 thread.open()
@@ -238,16 +240,16 @@ class Database:
                 ) from error
             raise
 
-    def _migrate(self) -> None:
+    def _migrate(self, schema: Schema) -> None:
         connection = open_connection(self.path, synchronous=self._synchronous)
         try:
             # SQLite opens a file that it may only read, and says so at the first write.
             if connection.readonly("main"):
                 raise apsw.ReadOnlyError(f"{self.path.name} may only be read")
             # A file that needs nothing is not written to, and so opens next to a backup that locks it.
-            if not is_current(connection, self._schema):
+            if not is_current(connection, schema):
                 with transaction(connection):
-                    migrate(connection, self._schema)
+                    migrate(connection, schema)
         finally:
             connection.close()
 
