@@ -15,7 +15,7 @@ TREES = {file.relative_to(SOURCE).as_posix(): ast.parse(file.read_text()) for fi
 
 # Lowest first. A part imports from parts below it and from itself, never sideways.
 LAYERS = (
-    ("errors", "clock", "durable", "telemetry.events", "supervisor"),
+    ("errors", "clock", "durable", "telemetry.events", "supervisor", "processes.place"),
     ("database", "storage", "s3"),
     ("buffers",),
     ("s3.transfers", "key_values", "telemetry", "settings_sections"),
@@ -24,7 +24,7 @@ LAYERS = (
     ("s3.moves",),
     ("s3.transfer_worker", "read_through", "workers"),
     ("api",),
-    ("server", "background"),
+    ("server", "background", "processes"),
     ("node",),
     ("cli",),
     ("__main__",),

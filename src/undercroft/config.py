@@ -39,6 +39,9 @@ from undercroft.settings_sections import (
 
 ENV_PREFIX = "UNDERCROFT_"
 
+# Each has threads, connections to the databases and up to some 100 MB of its own.
+MOST_WORKERS = 64
+
 _SIZES = "write a number of bytes that is not negative, or one with a unit, like 25MiB or 200GB"
 
 # For what pydantic says of its own.
@@ -63,6 +66,10 @@ class Settings(Section):
         "committed",
         description="when a write is acknowledged: after its commit, or at once (then a killed process loses "
         "at most one flush interval)",
+    )
+    # Behind `ack`, which its check asks for.
+    workers: int = Field(
+        1, ge=1, le=MOST_WORKERS, description="processes that serve together on the data directory"
     )
     buffers: BuffersSection = Field(BuffersSection(), description="write-behind buffers")
     database: DatabaseSection = Field(DatabaseSection(), description="SQLite")
@@ -89,6 +96,16 @@ class Settings(Section):
                 "(UNDERCROFT_ALLOW_UNAUTHENTICATED=true)"
             )
         return host
+
+    @field_validator("workers")
+    @classmethod
+    def _committed_only(cls, workers: int, info: ValidationInfo) -> int:
+        if workers > 1 and info.data.get("ack") == "buffered":
+            raise ValueError(
+                "with several processes a write that is not committed is known to one of them only: "
+                "set ack to committed, or workers to 1"
+            )
+        return workers
 
 
 def _is_loopback(host: str) -> bool:

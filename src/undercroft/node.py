@@ -32,6 +32,7 @@ from undercroft.errors import ObjectStoreError, RowsLostError
 from undercroft.hydration import HydrationTimes, Outdated
 from undercroft.key_values import KeyValueStore
 from undercroft.multipart import MultipartUploads
+from undercroft.processes.place import Place
 from undercroft.read_through import ReadThrough, SecondTier
 from undercroft.s3.object_store import ObjectStore, open_object_store
 from undercroft.s3.transfers import S3Transfers
@@ -59,8 +60,10 @@ class Node:
     failed_drain: Crash | None = None
     """The first buffer whose drain raised; its rows were spilled."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, place: Place | None = None) -> None:
+        """Of several processes that serve together each has a `place`."""
         self.settings = settings
+        self._place = place
         self.telemetry = Events()
         self.supervisor = Supervisor()
         synchronous = settings.database.synchronous
@@ -71,13 +74,13 @@ class Node:
         self.databases = (self.key_value_database, self.node_database)
         buffers = settings.buffers
         self.key_value_buffer = SQLiteBuffer(
-            KeyValueBuffer(), self.key_value_database, self.telemetry, buffers.of("key_values")
+            KeyValueBuffer(), self.key_value_database, self.telemetry, buffers.of("key_values"), place
         )
         self.artifact_buffer = SQLiteBuffer(
-            CacheArtifactsBuffer(), self.node_database, self.telemetry, buffers.of("cas_artifacts")
+            CacheArtifactsBuffer(), self.node_database, self.telemetry, buffers.of("cas_artifacts"), place
         )
         self.transfer_buffer = SQLiteBuffer(
-            S3TransfersBuffer(), self.node_database, self.telemetry, buffers.of("s3_transfers")
+            S3TransfersBuffer(), self.node_database, self.telemetry, buffers.of("s3_transfers"), place
         )
         self.buffers: tuple[SQLiteBuffer[Any, Any], ...] = (
             self.key_value_buffer,
@@ -226,7 +229,7 @@ class Node:
         Raises an `UndercroftError` that says what is wrong; then `stop` undoes what was done.
         """
         # The port first of all, though nobody is let in yet: a second node on it must not touch the data.
-        bound = bind(self.settings.host, self.settings.port)
+        bound = self._place.listener if self._place else bind(self.settings.host, self.settings.port)
         self.server = HttpServer(self.application, bound)
         self.port = bound.getsockname()[1]
         await self._check_object_store()
@@ -248,7 +251,15 @@ class Node:
         # At once, not when the worker gets its turn: who reads "listening" may connect.
         self.server.listen()
         self.supervisor.start("http server", self.server.run())
-        self._tell_who_may_enter()
+        if self._place is None or self._place.number == 0:
+            self._tell_who_may_enter()
+        self._tell_that_it_serves()
+
+    def _tell_that_it_serves(self) -> None:
+        if self._place is not None:
+            log.info("worker_serves")
+            self._place.serves()  # the parent says "listening" when all do
+            return
         log.info(
             "listening",
             url=self.url,
@@ -270,8 +281,7 @@ class Node:
     @property
     def url(self) -> str:
         """Where the node listens."""
-        host = self.settings.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return url_of(self.settings.host, self.port)
 
     def request_stop(self) -> None:
         """Lets whoever waits for the node to finish go on and stop it."""
@@ -324,6 +334,11 @@ class Node:
             log.exception("drain_failed", buffer=buffer.name)
             self.failed_drain = self.failed_drain or Crash(f"buffer {buffer.name}", error)
         return None
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a node listens."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @asynccontextmanager

@@ -13,6 +13,8 @@ class LastWins:
     """For each key what may be in the table after a crash: what was committed last, and all since."""
     vague: set[str] = field(default_factory=set)
     """Keys of which the table says nothing certain before a flush."""
+    unsure: set[str] = field(default_factory=set)
+    """Keys whose delete may have been cancelled, if it was not committed yet: then an older row is back."""
 
     def newest(self, key: str) -> int | None:
         return self.histories.get(key, [None])[-1]
@@ -20,6 +22,7 @@ class LastWins:
     def accept(self, key: str, version: int | None, *, vague: bool = False) -> None:
         self.histories.setdefault(key, [None]).append(version)
         (self.vague.add if vague else self.vague.discard)(key)
+        self.unsure.discard(key)
 
     def commit(self, key: str) -> None:
         """What was accepted last for this key is in the table from now on."""
@@ -28,8 +31,12 @@ class LastWins:
 
     def settle(self, rows: dict[str, int]) -> None:
         """Everything was committed, and so the table must be."""
-        for key in self.histories:
+        for key, history in self.histories.items():
+            if key in self.unsure:
+                assert rows.get(key) in history, (key, rows.get(key), history)
+                history.append(rows.get(key))
             self.commit(key)
+        self.unsure.clear()
         assert rows == {key: h[-1] for key, h in self.histories.items() if h[-1] is not None}
 
     def crash(self, rows: dict[str, int]) -> None:
@@ -39,6 +46,7 @@ class LastWins:
             assert rows.get(key) in history, (key, rows.get(key), history)
             self.histories[key] = [rows.get(key)]
         self.vague.clear()
+        self.unsure.clear()
 
 
 class Transfer(NamedTuple):

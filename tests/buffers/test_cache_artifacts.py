@@ -159,6 +159,14 @@ async def test_the_digest_is_kept_when_none_is_given(rig: Rig) -> None:
     assert (after_access["content_sha256"], after_access["last_accessed_at"]) == (DIGEST, 20)
 
 
+async def test_an_access_makes_no_row_and_changes_no_size(rig: Rig) -> None:
+    assert await flushed(rig, access(5, 10)) is None
+    await flushed(rig, store(6, 20, DIGEST))
+    after = await flushed(rig, access(5, 30))
+    assert after is not None
+    assert (after["size_bytes"], after["content_sha256"], after["last_accessed_at"]) == (6, DIGEST, 30)
+
+
 async def test_a_delete_removes_the_row_and_is_idempotent(rig: Rig) -> None:
     await flushed(rig, store(5, 10), ArtifactAccess("other", 1, 1, stored=True))
     assert await flushed(rig, GONE) is None

@@ -250,14 +250,15 @@ class CacheArtifactsMachine(LastWinsMachine):
 
     @rule(key=keys)
     def access(self, key: str) -> None:
-        """Moves the time of a row that is there; cancels a delete that is pending."""
-        size = self.model.newest(key)
+        """Moves the time of a row that is there, makes none; cancels a delete that is pending."""
 
         async def enqueue() -> None:
-            self.rig.buffer.enqueue_nowait(self.driver.access(key, size or 0))
+            self.rig.buffer.enqueue_nowait(self.driver.access(key, 99))
 
         self.run(enqueue())
-        self.model.accept(key, size or 0, vague=size is None or key in self.model.vague)
+        if self.model.newest(key) is None:
+            self.model.unsure.add(key)
+            self.model.vague.add(key)
 
     @rule(key=keys, writes_first=st.booleans())
     def write_and_delete(self, key: str, writes_first: bool) -> None:

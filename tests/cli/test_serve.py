@@ -25,7 +25,7 @@ def test_threads_change_places_more_often_than_python_lets_them(
 ) -> None:
     seen = []
 
-    async def run(_settings: Settings) -> None:
+    async def run(_settings: Settings, _place: None) -> None:
         seen.append(sys.getswitchinterval())
 
     monkeypatch.setattr(serve, "_run", run)

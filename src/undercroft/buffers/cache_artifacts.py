@@ -137,17 +137,19 @@ def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAcce
     return newer
 
 
-# "WHERE true" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
-# stored_at moves with stores only: what asks for it wants to know how old the bytes are.
+# A "WHERE" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
+# stored_at moves with stores only: what asks for it wants to know how old the bytes are. An access that
+# stored nothing makes no row and changes no size: another process may have deleted or replaced the artifact.
 UPSERT = """
 INSERT INTO cache_artifacts
     (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at, stored_at,
      written_by, tool, user_agent)
 SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now, iif(value ->> 4, :now, NULL),
     value ->> 5, value ->> 6, value ->> 7
-FROM json_each(:entries) WHERE true
+FROM json_each(:entries)
+WHERE value ->> 4 OR EXISTS (SELECT 1 FROM cache_artifacts WHERE key = value ->> 0)
 ON CONFLICT (key) DO UPDATE SET
-    size_bytes = excluded.size_bytes,
+    size_bytes = iif(excluded.stored_at IS NULL, size_bytes, excluded.size_bytes),
     content_sha256 = coalesce(excluded.content_sha256, content_sha256),
     last_accessed_at = excluded.last_accessed_at,
     updated_at = excluded.updated_at,

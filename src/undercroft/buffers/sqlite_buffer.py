@@ -17,6 +17,7 @@ from undercroft.buffers.spill import read_spill, remove_spill, write_spill
 from undercroft.buffers.transaction import RefusedRow
 from undercroft.database import Database
 from undercroft.errors import BufferFullError, ClosedError, DatabaseLockedError
+from undercroft.processes.place import Place
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
@@ -60,11 +61,15 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         database: Database,
         telemetry: Events,
         settings: BufferSettings | None = None,
+        place: Place | None = None,
     ) -> None:
+        """Of several processes that serve together each has a `place`."""
         self.name = table.buffer_name
         self.operations = tuple(table.entry_types)
         self.settings = settings or BufferSettings()
-        self.spill_path: Path = database.path.with_name(f"{self.name}.spill")
+        self._siblings_run = place is not None and place.siblings_run
+        own = self.name if place is None else f"{self.name}.{place.number}"
+        self.spill_path: Path = database.path.with_name(f"{own}.spill")
         """Where `close` puts rows that SQLite would not take in time."""
         self.refused_path: Path = database.path.with_name(f"{self.name}.refused.jsonl")
         """Where rows are kept that SQLite refuses for what they are."""
@@ -214,27 +219,37 @@ class SQLiteBuffer(Generic[StateT, EventT]):
     # --- life -------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Commits what an earlier process spilled, then accepts events.
+        """Commits what earlier processes spilled, then accepts events.
 
-        Raises `DatabaseLockedError` if the database stays locked; the spill file is kept.
+        Raises `DatabaseLockedError` if the database stays locked; the spill files are kept.
         """
-        if self.spill_path.exists():
-            await self._replay()
+        if self._siblings_run:
+            await self._drop_spill()
+        else:
+            spills = self.spill_path.parent.glob(f"{self.name}*.spill")
+            for path in sorted(spills, key=lambda path: path.stat().st_mtime_ns):
+                await self._replay(path)
         self._accepts = True
 
-    async def _replay(self) -> None:
+    async def _drop_spill(self) -> None:
+        """Nobody was told that those rows were stored, and siblings may have stored newer ones since."""
+        if self.spill_path.exists():
+            await asyncio.to_thread(remove_spill, self.spill_path)
+            log.warning("spill_dropped", buffer=self.name, path=str(self.spill_path))
+
+    async def _replay(self, path: Path) -> None:
         # Before anything new is accepted: a spilled row must never overwrite a newer one.
-        batches = read_spill(self.spill_path, self._table.entry_types)
+        batches = read_spill(path, self._table.entry_types)
         for start in range(0, len(batches), BATCHES_PER_TRANSACTION):
             group = batches[start : start + BATCHES_PER_TRANSACTION]
             if await self._committer.commit(group) is None:
                 raise DatabaseLockedError(
-                    f"the rows in {self.spill_path} must be written before anything else, and SQLite "
+                    f"the rows in {path} must be written before anything else, and SQLite "
                     f"does not take them ({self.stalled}): mend that and start again"
                 )
         # The file has the only copy that survives a loss of power until the commits do.
         await self._database.sync()
-        await asyncio.to_thread(remove_spill, self.spill_path)
+        await asyncio.to_thread(remove_spill, path)
         count = _count(batches)
         log.info("spill_replayed", buffer=self.name, rows=count)
         self._telemetry.emit(events.REPLAYED, {"count": count}, {"buffer": self.name})

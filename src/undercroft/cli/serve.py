@@ -11,17 +11,15 @@ import structlog
 import typer
 import uvloop
 
+from undercroft.cli.parent import EXIT_CRASHED, EXIT_UNUSABLE, Parent
 from undercroft.config import Settings, load
 from undercroft.errors import RowsLostError, UndercroftError
 from undercroft.node import Node, running
+from undercroft.processes.place import Place
 from undercroft.supervisor import Crash
 from undercroft.telemetry import logs
 
 log = structlog.get_logger(__name__)
-
-EXIT_CRASHED = 1
-EXIT_UNUSABLE = 2
-"""Settings, address, data directory or databases cannot be used as they are; the line says what to do."""
 
 # How long a thread may keep Python's global lock while another wants it; 5 ms by default. The writer and the
 # HTTP server's threads wait for it at every step: docs/decisions/0011-switch-interval.md.
@@ -39,6 +37,7 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on, 0 for a free one [default: 4000]")
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve together [default: 1]")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings")] = None,
 ) -> None:
     """Run the node until SIGTERM or SIGINT; a second signal stops it at once.
@@ -46,44 +45,72 @@ def serve(
     Every setting can also come from the environment (UNDERCROFT_PORT=4001,
     UNDERCROFT_BUFFERS__SHUTDOWN_MS=5000) or from the TOML file; flags win over both.
     """
-    given = {"data_dir": data_dir, "host": host, "port": port}
+    given = {"data_dir": data_dir, "host": host, "port": port, "workers": workers}
     try:
         settings = load({name: value for name, value in given.items() if value is not None}, config)
-        logs.configure(settings.log.level, settings.log.format)
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            crash = runner.run(_run(settings))
-    except RowsLostError as error:
-        raise _failure(str(error), EXIT_CRASHED) from error
+    except UndercroftError as error:
+        raise typer.Exit(_failure(str(error), EXIT_UNUSABLE)) from error
+    logs.configure(settings.log.level, settings.log.format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    status = run_node(settings) if settings.workers == 1 else _run_parent(settings)
+    if status:
+        raise typer.Exit(status)
+
+
+def _run_parent(settings: Settings) -> int:
+    try:
+        return Parent(settings, run_node, one_request_s=ONE_REQUEST_S).run()
     except (UndercroftError, OSError) as error:
-        raise _failure(str(error), EXIT_UNUSABLE) from error
-    if crash is not None:
-        raise _failure(
-            f"the worker {crash.worker} crashed: {crash.error!r}; what was accepted is committed or spilled",
-            EXIT_CRASHED,
-        )
+        return _failure(str(error), EXIT_UNUSABLE)
 
 
-def _failure(message: str, code: int) -> typer.Exit:
+def run_node(settings: Settings, place: Place | None = None) -> int:
+    """Runs a node, or its part that has this place, to its end; answers the exit status."""
+    if place is not None:
+        logs.configure(settings.log.level, settings.log.format, worker=place.number)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            crash = runner.run(_run(settings, place))
+    except RowsLostError as error:
+        return _failure(str(error), EXIT_CRASHED)
+    except (UndercroftError, OSError) as error:
+        return _failure(str(error), EXIT_UNUSABLE)
+    if crash is None:
+        return 0
+    return _failure(
+        f"the worker {crash.worker} crashed: {crash.error!r}; what was accepted is committed or spilled",
+        EXIT_CRASHED,
+    )
+
+
+def _failure(message: str, status: int) -> int:
     typer.echo(f"undercroft: {message}", err=True)
-    return typer.Exit(code)
+    return status
 
 
-async def _run(settings: Settings) -> Crash | None:
-    """Serves until a signal (None) or a crash, which may also come of the drain."""
-    node = Node(settings)
+async def _run(settings: Settings, place: Place | None = None) -> Crash | None:
+    """Serves until a signal or the parent's word (None), or a crash, which may also come of the drain."""
+    node = Node(settings, place)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT) if place is None else (signal.SIGTERM,):
         loop.add_signal_handler(number, _on_signal, number, node)
+    if place is not None:
+        loop.add_reader(place.lifeline, _on_end_of_line, place.lifeline, node)
     async with running(node):
         crash = await node.supervisor.finished()
     log.info("stopped")
     return crash or node.failed_drain
 
 
+def _on_end_of_line(lifeline: int, node: Node) -> None:
+    """The parent wants the worker to end, or is dead. No signal: two of them would be one too many."""
+    asyncio.get_running_loop().remove_reader(lifeline)
+    node.request_stop()
+
+
 def _on_signal(number: signal.Signals, node: Node) -> None:
     now = asyncio.get_running_loop().time()
-    if not node.stopping:
+    if not node.stop_asked_at:
         # First of all: a log that cannot be written must not keep anybody from stopping.
         node.request_stop()
         node.stop_asked_at = now

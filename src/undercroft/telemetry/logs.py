@@ -33,9 +33,15 @@ class Outlet:
 
 
 def configure(
-    level: Literal["debug", "info", "warning", "error"], form: Literal["auto", "json", "console"]
+    level: Literal["debug", "info", "warning", "error"],
+    form: Literal["auto", "json", "console"],
+    *,
+    worker: int | None = None,
 ) -> None:
-    """Sets up logging for the process; `auto` is for people on a terminal and JSON elsewhere."""
+    """Sets up logging for the process; `auto` is for people on a terminal and JSON elsewhere.
+
+    Of several processes each says with every line which `worker` it is.
+    """
     for_people = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
@@ -46,6 +52,7 @@ def configure(
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            *([] if worker is None else [_said_by(worker)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *renderer,
@@ -54,3 +61,14 @@ def configure(
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", Outlet(sys.stderr))),
         cache_logger_on_first_use=True,
     )
+
+
+def _said_by(worker: int) -> structlog.typing.Processor:
+    # Not by a context variable: threads begin without.
+    def add(
+        _logger: structlog.typing.WrappedLogger, _name: str, record: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        record.setdefault("worker", worker)
+        return record
+
+    return add

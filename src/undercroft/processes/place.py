@@ -1,0 +1,23 @@
+"""Which of several worker processes this one is, and what it has from their parent."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a worker process. Another takes it when this one dies."""
+
+    number: int
+    """0 is the first; it starts before the others do."""
+    count: int
+    """How many there are."""
+    listener: socket.socket
+    """The socket all of them accept from."""
+    lifeline: int
+    """A descriptor that can be read when this process is to end: its parent says so, or is dead."""
+    siblings_run: bool
+    """Whether others may be at work already."""
+    serves: Callable[[], None]
+    """Tells the parent that this one serves."""

@@ -1,0 +1,173 @@
+"""Several worker processes on one data directory: together they are one node."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.node_process import NodeProcess, node_process
+from tests.system.client import Client, eventually
+from tests.system.data_dir import files_under, stored_artifacts, stored_values
+
+WORKERS = 4
+
+# One after the other, each on a connection of its own: with so many every worker gets some.
+MANY = 24
+
+
+@pytest.fixture
+def node(data_dir: Path) -> Iterator[NodeProcess]:
+    with node_process(data_dir, arguments=("--workers", str(WORKERS))) as node:
+        yield node
+
+
+def pids(node: NodeProcess) -> dict[int, int]:
+    """The process of each worker, the newest one."""
+    return {record["worker"]: record["pid"] for record in node.logged("worker_started")}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def test_a_write_through_one_is_read_through_all(node: NodeProcess) -> None:
+    for index in range(MANY):
+        with Client(node.url) as client:
+            assert client.put_value(f"id{index}", f"{index}").status == 204
+            assert client.put_ccache(f"aa{index}", b"%d" % index).status == 201
+        for _ in range(3):
+            with Client(node.url) as client:
+                assert client.get_value(f"id{index}") == f"{index}"
+                assert client.get_ccache(f"aa{index}") == b"%d" % index
+    assert {record["worker"] for record in node.logged("worker_serves")} == set(range(WORKERS))
+
+
+def test_the_parent_has_no_thread_and_one_worker_needs_no_parent(data_dir: Path, node: NodeProcess) -> None:
+    assert len(list(Path(f"/proc/{node.process.pid}/task").iterdir())) == 1
+    with node_process(data_dir.with_name("other")) as alone:
+        assert alone.logged("worker_started") == []
+        assert "worker" not in alone.logged("listening")[0]
+
+
+def test_a_second_node_on_the_port_fails(data_dir: Path, node: NodeProcess) -> None:
+    port = int(node.url.rsplit(":", 1)[1])
+    second = NodeProcess(data_dir.with_name("second"), port=port, arguments=("--workers", "2"))
+    try:
+        assert second.wait(30) == 2
+        assert "another node" in second.printed[0]
+        assert not data_dir.with_name("second").exists()
+    finally:
+        second.kill()
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(node: NodeProcess) -> None:
+    stored: dict[str, str] = {}
+    for number in range(WORKERS):
+        victim = pids(node)[number]
+        for index in range(8):
+            with Client(node.url) as client:
+                assert client.put_value(f"{number}-{index}", f"{victim}").status == 204
+            stored[f"{number}-{index}"] = f"{victim}"
+        os.kill(victim, signal.SIGKILL)
+        died = node.wait_for("worker_died")
+        assert (died["worker"], died["pid"], died["exit_status"]) == (number, victim, -signal.SIGKILL)
+        node.wait_for("worker_serves")
+    for key, value in stored.items():
+        with Client(node.url) as client:
+            assert client.get_value(key) == value
+    assert node.stop() == 0
+
+
+def test_another_worker_takes_over_the_background_work(node: NodeProcess) -> None:
+    def holders() -> list[int]:
+        return [record["worker"] for record in node.logged("reconcile_begins")]
+
+    eventually(holders, "reconcile begins in the one that has the turn")
+    (first,) = holders()
+    os.kill(pids(node)[first], signal.SIGKILL)
+    eventually(lambda: len(holders()) == 2, "another one has the turn")
+
+
+def test_the_workers_end_with_their_parent(data_dir: Path, node: NodeProcess) -> None:
+    with Client(node.url) as client:
+        assert client.put_value("id", "kept").status == 204
+    node.process.kill()
+    eventually(lambda: not any(map(is_alive, pids(node).values())), "all workers are gone")
+    assert node.wait() == -signal.SIGKILL
+    # They ended by themselves, in order.
+    assert len(node.logged("stopped")) == WORKERS
+    assert stored_values(data_dir) == {"id": "kept"}
+    assert list(data_dir.glob("*-wal")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_under_load_commits_what_was_accepted(
+    data_dir: Path, node: NodeProcess, number: signal.Signals
+) -> None:
+    kept: set[str] = set()
+
+    def put(name: int) -> None:
+        with suppress(OSError), Client(node.url) as client:
+            for index in range(100_000):
+                if client.put_ccache(f"{name:02}{index:06}", b"x" * 1_000).status == 201:
+                    kept.add(f"{name:02}{index:06}")
+
+    threads = [threading.Thread(target=put, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(kept) > 200, "there is load")
+    node.signal(number)
+    assert node.wait() == 0
+    for thread in threads:
+        thread.join()
+    names = {key.rsplit("/", 1)[1] for key in stored_artifacts(data_dir)}
+    assert kept <= names
+    assert list(files_under(data_dir / "temporary")) == []
+    assert list(data_dir.glob("*.spill")) == []
+    assert not any(map(is_alive, pids(node).values()))
+
+
+def test_a_second_signal_ends_all_at_once(node: NodeProcess) -> None:
+    with Client(node.url) as client:
+        # A request that does not end holds up the stop.
+        client.connection.putrequest("PUT", "/ccache/acme/app/aabb")
+        client.connection.putheader("content-length", "10")
+        client.connection.endheaders(b"12345")
+        eventually(lambda: list(files_under(node.data_dir / "artifacts")) == [], "nothing is stored")
+        node.signal(signal.SIGTERM)
+        node.wait_for("stopping")
+        eventually(lambda: _ends_by_second_signal(node), "a second signal counts")
+    assert node.wait() == 128 + signal.SIGTERM
+    assert not any(map(is_alive, pids(node).values()))
+
+
+def _ends_by_second_signal(node: NodeProcess) -> bool:
+    node.signal(signal.SIGTERM)
+    return node.process.poll() is not None
+
+
+def test_settings_that_cannot_be_used_end_all(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "node.sqlite").write_bytes(b"no database" * 1_000)
+    node = NodeProcess(data_dir, arguments=("--workers", str(WORKERS)))
+    try:
+        assert node.wait(30) == 2
+        assert "node.sqlite is not a usable SQLite database" in node.printed[0]
+    finally:
+        node.kill()
+
+
+def test_buffered_acknowledgements_are_refused(data_dir: Path) -> None:
+    node = NodeProcess(data_dir, {"ACK": "buffered", "WORKERS": "2"})
+    try:
+        assert node.wait(30) == 2
+        assert "set ack to committed, or workers to 1" in node.printed[0]
+    finally:
+        node.kill()
