@@ -215,13 +215,24 @@ def test_all_problems_are_told_together(environment: dict[str, str], toml: Path)
         assert name in message
 
 
-@pytest.mark.parametrize("text", ["port = ", "[", "\xff", "port = 1\nport = 2"])
+@pytest.mark.parametrize("text", ["port = ", "[", "\xff", "port = 1\nport = 2", "x=" + "[" * 100_000])
 def test_file_that_is_no_toml(environment: dict[str, str], toml: Path, text: str) -> None:
     toml.write_bytes(text.encode("latin-1"))
     environment["UNDERCROFT_ELSE"] = "1"
     message = problems(config_file=toml)
     assert str(toml) in message
     assert "UNDERCROFT_ELSE" in message
+
+
+def test_number_that_is_too_long_to_be_shown(environment: dict[str, str], toml: Path) -> None:
+    toml.write_text("port = 0x" + "f" * 10_000)
+    assert "port = (a very long number): " in problems(config_file=toml)
+
+
+@pytest.mark.parametrize("text", ['data_dir = "a\\u0000b"', '[object_store]\nca_file = "a\\u0000b"'])
+def test_path_that_no_system_has(environment: dict[str, str], toml: Path, text: str) -> None:
+    toml.write_text(text)
+    assert "a path has no NUL in it" in problems(config_file=toml)
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:

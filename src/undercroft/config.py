@@ -121,7 +121,7 @@ def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
     values: dict[str, Any] = {}
     try:
         values = _from_file(config_file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         problems.append(f"config file {config_file}: {reason}")
     values = _merged(_merged(values, _from_environment()), flags)
@@ -205,8 +205,15 @@ def _problem(detail: Mapping[str, Any]) -> str:
     message = _BETTER_WORDS.get(detail["type"]) or str(detail["msg"]).removeprefix("Value error, ")
     if not name or detail["type"] == CONTRADICTION:
         return message
-    shown = "(a secret)" if name in _secrets() else _without_user(repr(detail["input"]))
+    shown = "(a secret)" if name in _secrets() else _without_user(_shown(detail["input"]))
     return f"{name} = {shown}: {message}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no number of thousands of digits, though TOML has them in hex
+        return "(a very long number)"
 
 
 def _without_user(shown: str) -> str:

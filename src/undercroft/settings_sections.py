@@ -32,6 +32,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*")
+    @classmethod
+    def _path_without_nul(cls, value: object) -> object:
+        # The system refuses it, too, but only when the file is opened.
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("a path has no NUL in it")
+        return value
+
 
 class GeneralBufferSection(Section):
     """How every buffer writes to SQLite."""

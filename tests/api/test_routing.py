@@ -21,6 +21,7 @@ ROUTER = Router(
         route("GET", "/a/{x}"),
         route("PUT", "/a/{x}"),
         route("GET", "/a/fixed"),
+        route("POST", "/a/fixed"),
         route("GET", "/b/{x}/{rest...}"),
     ]
 )
@@ -52,6 +53,13 @@ def test_not_found(path: bytes) -> None:
 
 def test_methods_of_a_path_that_lacks_the_one_asked_for() -> None:
     assert ROUTER.find("DELETE", b"/a/1")[2] == ["GET", "PUT"]
+    assert ROUTER.find("DELETE", b"/a/fixed")[2] == ["GET", "POST", "PUT"]
+
+
+def test_a_parameter_may_be_what_another_route_has_as_a_literal() -> None:
+    there, values, _ = ROUTER.find("PUT", b"/a/fixed")
+    assert there is not None
+    assert (there.path, values) == ("/a/{x}", [b"fixed"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """What a grant allows."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from undercroft.auth.grants import Caller, Grant, Right, checked_pattern, checked_scope, matches
 from undercroft.errors import ForbiddenError, InvalidKeyError, ReadOnlyError, SettingsError
@@ -32,6 +34,34 @@ APP = ("acme", "app")
 )
 def test_patterns(pattern: str, project: tuple[str, str], covers: bool) -> None:
     assert matches(pattern, project) is covers
+
+
+def covers_slowly(half: str, handle: str) -> bool:
+    """A star takes nothing, or one character and then what it takes."""
+    if not half:
+        return not handle
+    if half[0] == "*":
+        return covers_slowly(half[1:], handle) or (handle != "" and covers_slowly(half, handle[1:]))
+    return handle[:1] == half[0] and covers_slowly(half[1:], handle[1:])
+
+
+FEW = st.text("ab*", max_size=7)
+
+
+@given(FEW, FEW)
+def test_stars_take_any_characters(half: str, handle: str) -> None:
+    assert matches(f"acme/{half}", ("acme", handle)) is covers_slowly(half, handle)
+
+
+def test_no_handle_takes_long_to_compare() -> None:
+    """Trying every way to share it out among the stars would take longer than there are suns."""
+    assert not matches("acme/" + "*a" * 60 + "*b", ("acme", "a" * 255))
+
+
+@pytest.mark.parametrize("pattern", ["acme", "acme/app/x"])
+def test_what_is_no_pattern_covers_nothing(pattern: str) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        matches(pattern, APP)
 
 
 @pytest.mark.parametrize(

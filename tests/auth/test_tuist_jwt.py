@@ -84,6 +84,7 @@ REFUSED = {
     "expired long ago": (signed(exp=-1e300), "expired on"),
     "not yet": (signed(nbf=NOW + 100), "not valid before 2027-01-15 08:01:40 UTC"),
     "expiry is text": (signed(exp=str(NOW + 300)), "cannot be understood"),
+    "expiry is half a surrogate pair": (signed(exp="\ud800"), "cannot be understood"),
     "expiry is true": (signed(exp=True), "cannot be understood"),
     "expiry is null": (signed(exp=None), "iss, exp"),
     "never": (signed(exp=float("inf")), "no numbers"),

@@ -24,6 +24,10 @@ UNREADABLE = (
     b'"undercroft-spill-9"\n',
     b'"undercroft-spill-1"\n[1]\n',
     b'"undercroft-spill-1"\n["nothing",[["a","b"]]]\n',
+    b'"undercroft-spill-1"\n["nothing",[]]\n',
+    b'"undercroft-spill-1"\n["nothing",' + b"[" * 100_000 + b"\n",
+    b'"undercroft-spill-2"\n',
+    b"7\n",
 )
 SHORT = {"shutdown_ms": 30, "retry_base_delay_ms": 1}
 

@@ -62,6 +62,24 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, writt
     assert [file.name for file in path.parent.iterdir()] == ["b.spill"]
 
 
+def test_what_an_older_version_wrote_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "b.spill"
+    path.write_bytes(b'"undercroft-spill-1"\n["key_values",[["k","[1]"],["l",""]]]\n')
+    assert read_spill(path, TYPES) == BATCHES
+
+
+def test_a_file_that_was_cut_or_changed_at_any_byte_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.spill"
+    write_spill(path, [*BATCHES, *BATCHES])
+    whole = path.read_bytes()
+    cut = [whole[:end] for end in range(len(whole))]
+    changed = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    for damaged in (*cut, *changed, whole + b"\n", whole[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(UndercroftError, match="move it away"):
+            read_spill(path, TYPES)
+
+
 def fail_with(code: int) -> Any:
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))

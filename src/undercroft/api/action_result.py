@@ -36,18 +36,18 @@ def named_by_action_result(data: bytes) -> Named:
     """What an action result needs to be of use; raises `UnreadableError`, and nothing else."""
     blobs: dict[str, None] = {}
     trees: dict[str, None] = {}
-    streams: dict[int, memoryview] = {}
+    streams: dict[int, list[memoryview]] = {5: [], 6: [], 7: [], 8: []}
     for number, value in _messages(memoryview(data), 2, 3, 5, 6, 7, 8):
         if number == 3:  # output_directories
-            _add(trees, _last(value, 3))
+            _add(trees, _merged(_all(value, 3)))
         elif number > 3:
-            streams[number] = value
-        elif not _last(value, 5):  # output_files, unless they have contents
-            _add(blobs, _last(value, 2))
+            streams[number].append(value)
+        elif not _last(_all(value, 5)):  # output_files, unless they have contents
+            _add(blobs, _merged(_all(value, 2)))
     # stdout_raw and stdout_digest, then stderr: what stands in the message itself nobody fetches.
     for raw, digest in ((5, 6), (7, 8)):
-        if not streams.get(raw):
-            _add(blobs, streams.get(digest))
+        if not _last(streams[raw]):
+            _add(blobs, _merged(streams[digest]))
     return Named(list(blobs), list(trees))
 
 
@@ -56,12 +56,12 @@ def named_by_tree(data: bytes) -> list[str]:
     blobs: dict[str, None] = {}
     for _, directory in _messages(memoryview(data), 1, 2):  # root, children
         for _, file in _messages(directory, 1):
-            _add(blobs, _last(file, 2))
+            _add(blobs, _merged(_all(file, 2)))
     return list(blobs)
 
 
 def _add(names: dict[str, None], digest: memoryview | None) -> None:
-    name = bytes((_last(digest, 1) if digest is not None else None) or b"")
+    name = bytes(_last(_all(digest, 1))) if digest is not None else b""
     if not name:
         return  # not set, or set to the default: nothing is named
     if _HASH.fullmatch(name) is None:
@@ -70,12 +70,20 @@ def _add(names: dict[str, None], digest: memoryview | None) -> None:
         names[name.decode()] = None
 
 
-def _last(message: memoryview, number: int) -> memoryview | None:
-    """The field of this number; of several the last counts."""
-    found = None
-    for _, value in _messages(message, number):
-        found = value
-    return found
+def _all(message: memoryview, number: int) -> list[memoryview]:
+    return [value for _, value in _messages(message, number)]
+
+
+def _last(values: list[memoryview]) -> memoryview | bytes:
+    """A string or bytes: of several the last counts, of none the default is meant."""
+    return values[-1] if values else b""
+
+
+def _merged(values: list[memoryview]) -> memoryview | None:
+    """A message, None where there is none; of several the fields count as if they stood in one."""
+    if len(values) > 1:
+        return memoryview(b"".join(values))
+    return values[0] if values else None
 
 
 def _messages(data: memoryview, *wanted: int) -> Iterator[tuple[int, memoryview]]:

@@ -64,7 +64,7 @@ class Span(NamedTuple):
 
 
 # No file has a size of more than 19 digits, and Python refuses to parse thousands of them.
-_RANGE = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})")
+_RANGE = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})", re.IGNORECASE)
 
 
 def parse_range(value: bytes, size: int) -> Span | None:
@@ -72,7 +72,7 @@ def parse_range(value: bytes, size: int) -> Span | None:
 
     A span that starts at or behind the end (`start >= end`) cannot be satisfied. RFC 9110, 14.1.2.
     """
-    match = _RANGE.fullmatch(value.strip())
+    match = _RANGE.fullmatch(value.strip(b" \t"))
     if match is None or match.groups() == (b"", b""):
         return None
     first, last = match.groups()

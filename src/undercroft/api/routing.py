@@ -1,6 +1,6 @@
 """Routes as data, found by the raw path: decoding comes after splitting, so `%2F` is never a separator."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -94,9 +94,10 @@ class Router:
 
     def find(self, method: str, raw_path: bytes) -> tuple[Route | None, list[bytes], list[str]]:
         """The route and its raw parameters; without one, the methods that the path does have."""
-        found, parameters = self._walk(raw_path.split(b"/")[1:])
+        parts = raw_path.split(b"/")[1:]
+        found, parameters = self._walk(parts)
         route = found.get(method)
-        return route, parameters, [] if route is not None else sorted(found)
+        return self._find_beside(method, parts) if route is None else (route, parameters, [])
 
     def _walk(self, parts: list[bytes]) -> tuple[dict[str, Route], list[bytes]]:
         node = self._root
@@ -112,6 +113,30 @@ class Router:
                 parameters.append(part)
             node = following
         return node.routes, parameters
+
+    def _find_beside(self, method: str, parts: list[bytes]) -> tuple[Route | None, list[bytes], list[str]]:
+        """Like `find`, also where a parameter happens to be what another route has as a literal."""
+        methods: set[str] = set()
+        for routes, parameters in _matching(self._root, parts, 0, []):
+            if method in routes:
+                return routes[method], parameters, []
+            methods.update(routes)
+        return None, [], sorted(methods)
+
+
+def _matching(
+    node: _Node, parts: list[bytes], at: int, parameters: list[bytes]
+) -> Iterator[tuple[dict[str, Route], list[bytes]]]:
+    """The routes of every node that the parts lead to, literals first. No deeper than the longest route."""
+    if at == len(parts):
+        yield node.routes, parameters
+        return
+    if (literal := node.literals.get(parts[at])) is not None:
+        yield from _matching(literal, parts, at + 1, parameters)
+    if node.parameter is not None:
+        yield from _matching(node.parameter, parts, at + 1, [*parameters, parts[at]])
+    if node.rest:
+        yield node.rest, [*parameters, *parts[at:]]
 
 
 def _child(node: _Node, part: str) -> _Node:

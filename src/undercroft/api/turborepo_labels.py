@@ -82,7 +82,7 @@ async def admit(found: OpenArtifact, signed: Labels | None = None) -> Admitted |
         return None
     try:
         labels = _decoder.decode(encoded)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if signed is not None and signed.tag != labels.tag:
         return None

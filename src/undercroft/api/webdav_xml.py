@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 XML = b"application/xml; charset=utf-8"
 
+# The first second of the year 10000, which no HTTP date can name.
+_END_OF_DATES = 253_402_300_800
+
 _HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 # RFC 4918, 9.1.1: how a server refuses to list everything below a path.
@@ -36,7 +39,9 @@ def _response(resource: Resource) -> str:
         kind = "<D:resourcetype><D:collection/></D:resourcetype>"
     else:
         kind = f"<D:resourcetype/><D:getcontentlength>{resource.size}</D:getcontentlength>"
-    modified = formatdate(resource.modified, usegmt=True)
+    # Whoever can write the file can give it any time.
+    known = 0 <= resource.modified < _END_OF_DATES
+    modified = formatdate(resource.modified if known else 0.0, usegmt=True)
     return (
         f"<D:response><D:href>{resource.href}</D:href><D:propstat><D:prop>{kind}"
         f"<D:getlastmodified>{modified}</D:getlastmodified></D:prop>"

@@ -104,10 +104,27 @@ def matches(pattern: str, project: Project) -> bool:
 
     A star stands for any characters but the slash; every other character for itself.
     """
-    return all(
-        re.fullmatch(".*".join(map(re.escape, half.split("*"))), handle, re.DOTALL)
-        for half, handle in zip(pattern.split("/"), project, strict=True)
-    )
+    halves = zip(pattern.split("/"), project, strict=True)
+    return all(_covers(half, handle) for half, handle in halves)
+
+
+def _covers(half: str, handle: str) -> bool:
+    """In time proportional to both: a client chooses the handle, so nothing may be tried again and again."""
+    first, *rest = half.split("*")
+    if not rest:
+        return handle == first
+    *between, last = rest
+    end = len(handle) - len(last)
+    at = len(first)
+    if end < at or not (handle.startswith(first) and handle.endswith(last)):
+        return False
+    # What stands between two stars is found as early as it can be, which leaves most for the others.
+    for piece in between:
+        found = handle.find(piece, at, end)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True
 
 
 def checked_pattern(text: str) -> str:

@@ -117,7 +117,7 @@ class TuistTokens:
             claims = msgspec.convert(payload, _Claims)
         except jwt.PyJWTError as error:
             raise UnauthenticatedError(f"the JWT {_reason(error)}") from None
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeEncodeError):  # half a surrogate pair has no UTF-8
             raise UnauthenticatedError("the claims of the JWT cannot be understood") from None
         _check_times(claims, now)
         return _token(claims, payload)

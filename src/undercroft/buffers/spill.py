@@ -1,5 +1,6 @@
 """The files rows go to when the database will not have them."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,10 @@ from undercroft.buffers.bufferable import Batch
 from undercroft.durable import sync_directory, write_through
 from undercroft.errors import UndercroftError
 
-FORMAT = "undercroft-spill-1"
+FORMAT = "undercroft-spill-2"
+
+# Of version 0.3.0 and before: without a seal.
+UNSEALED_FORMAT = "undercroft-spill-1"
 
 
 def write_spill(path: Path, batches: Iterable[Batch]) -> None:
@@ -19,7 +23,8 @@ def write_spill(path: Path, batches: Iterable[Batch]) -> None:
     lines = [_encode(FORMAT), *(_encode(batch) for batch in batches)]
     temporary = path.with_name(path.name + ".tmp")
     try:
-        write_through(temporary, b"\n".join(lines) + b"\n")
+        content = b"\n".join(lines) + b"\n"
+        write_through(temporary, content + _seal(content))
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -37,22 +42,43 @@ def remove_spill(path: Path) -> None:
 
 
 def read_spill(path: Path, entry_types: Mapping[str, type[msgspec.Struct]]) -> list[Batch]:
-    """The batches of a spill file; raises `UndercroftError` when it is not one of this version's."""
+    """The batches of a spill file.
+
+    Raises `UndercroftError` when it is not one of this version's or an older one's, or not as it was written.
+    """
     try:
-        head, *lines = path.read_bytes().splitlines()
-        if _decode(head) != FORMAT:
-            raise ValueError(f"it does not start with {FORMAT!r}")  # noqa: TRY301
+        head, _, rest = path.read_bytes().partition(b"\n")
+        lines = _content(_decode(head), head, rest).splitlines()
         return [_read_batch(line, entry_types) for line in lines]
-    except (OSError, ValueError, KeyError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, msgspec.DecodeError) as error:
         raise UndercroftError(
             f"the spill file {path} cannot be read ({error!r}); it holds rows that were acknowledged: "
             "move it away to start without them"
         ) from error
 
 
+def _seal(content: bytes) -> bytes:
+    """The last line: without it a file that was cut between two rows would look whole."""
+    return _encode(hashlib.sha256(content).hexdigest()) + b"\n"
+
+
+def _content(form: Any, head: bytes, rest: bytes) -> bytes:
+    """The lines behind the head, compared with their seal. Raises `ValueError`."""
+    if form == UNSEALED_FORMAT:
+        return rest
+    if form != FORMAT:
+        raise ValueError(f"it does not start with {FORMAT!r}")
+    length = len(_seal(b""))
+    content, seal = rest[:-length], rest[-length:]
+    if seal != _seal(head + b"\n" + content):
+        raise ValueError("it was cut or changed after it was written")
+    return content
+
+
 def _read_batch(line: bytes, entry_types: Mapping[str, type[msgspec.Struct]]) -> Batch:
     operation, rows = msgspec.convert(_decode(line), tuple[str, list[Any]])
-    return Batch(operation, [msgspec.convert(row, entry_types[operation]) for row in rows])
+    entry_type = entry_types[operation]
+    return Batch(operation, [msgspec.convert(row, entry_type) for row in rows])
 
 
 def _encode(value: Any) -> bytes:
