@@ -114,9 +114,17 @@ class CacheArtifactsBuffer:
         return isinstance(event, ArtifactAccess) and not event.stored
 
     def write_batch(self, connection: apsw.Connection, operation: str, entries: Sequence[Any]) -> None:
-        """Upserts accesses with the time of the flush, or deletes by the list of keys."""
-        sql = UPSERT if operation == ACCESSES else DELETE
-        connection.execute(sql, {"entries": as_json(entries), "now": now_us()})
+        """Upserts stores with the time of the flush, moves times of use, or deletes by the list of keys."""
+        if operation == DELETES:
+            connection.execute(DELETE, {"entries": as_json(entries)})
+            return
+        now = now_us()
+        stores = [entry for entry in entries if entry.stored]
+        uses = [entry for entry in entries if not entry.stored]
+        if stores or not uses:
+            connection.execute(UPSERT, {"entries": as_json(stores), "now": now})
+        if uses:
+            connection.execute(USE, {"entries": as_json(uses), "now": now})
 
 
 def _size(event: ArtifactEvent) -> int:
@@ -137,26 +145,32 @@ def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAcce
     return newer
 
 
-# A "WHERE" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
-# stored_at moves with stores only: what asks for it wants to know how old the bytes are. An access that
-# stored nothing makes no row and changes no size: another process may have deleted or replaced the artifact.
+# "WHERE true" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
+# stored_at moves with stores only: what asks for it wants to know how old the bytes are.
 UPSERT = """
 INSERT INTO cache_artifacts
     (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at, stored_at,
      written_by, tool, user_agent)
-SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now, iif(value ->> 4, :now, NULL),
+SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now, :now,
     value ->> 5, value ->> 6, value ->> 7
-FROM json_each(:entries)
-WHERE value ->> 4 OR EXISTS (SELECT 1 FROM cache_artifacts WHERE key = value ->> 0)
+FROM json_each(:entries) WHERE true
 ON CONFLICT (key) DO UPDATE SET
-    size_bytes = iif(excluded.stored_at IS NULL, size_bytes, excluded.size_bytes),
+    size_bytes = excluded.size_bytes,
     content_sha256 = coalesce(excluded.content_sha256, content_sha256),
     last_accessed_at = excluded.last_accessed_at,
     updated_at = excluded.updated_at,
-    stored_at = coalesce(excluded.stored_at, stored_at),
-    written_by = iif(excluded.stored_at IS NULL, written_by, excluded.written_by),
-    tool = iif(excluded.stored_at IS NULL, tool, excluded.tool),
-    user_agent = iif(excluded.stored_at IS NULL, user_agent, excluded.user_agent)
+    stored_at = excluded.stored_at,
+    written_by = excluded.written_by,
+    tool = excluded.tool,
+    user_agent = excluded.user_agent
+"""
+
+# What is only used makes no row and changes no size: another process may have deleted or replaced it. Half
+# the work of an upsert, too.
+USE = """
+UPDATE cache_artifacts SET last_accessed_at = used.at, updated_at = :now
+FROM (SELECT value ->> 0 AS key, value ->> 2 AS at FROM json_each(:entries)) AS used
+WHERE cache_artifacts.key = used.key
 """
 
 DELETE = "DELETE FROM cache_artifacts WHERE key IN (SELECT value ->> 0 FROM json_each(:entries))"
