@@ -74,11 +74,18 @@ async def test_refused_request_is_logged_with_its_id(
 # --- methods and lengths -----------------------------------------------------------------------------
 
 
+def is_of(route: Route, path: str) -> bool:
+    """Whether the route has the path, if with another parameter than `target` gives it."""
+    shapes = zip(route.path.split("/"), path.partition("?")[0].split("/"), strict=False)
+    same_length = route.path.count("/") == path.partition("?")[0].count("/")
+    fits = all(name == given or name.startswith("{") for name, given in shapes)
+    return target(route) == path or (same_length and fits)
+
+
 async def test_method_that_a_path_does_not_have(served: ServedNode) -> None:
-    allowed: dict[str, set[str]] = {}
-    for route in routes_of(served):
-        allowed.setdefault(target(route), set()).add(route.method)
-    for path, methods in allowed.items():
+    routes = routes_of(served)
+    for path in dict.fromkeys(map(target, routes)):
+        methods = {route.method for route in routes if is_of(route, path)}
         for method in {"GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"} - methods:
             got = await served.client.request(method, path)
             # Nx would fail the run at a 405.
