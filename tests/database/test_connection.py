@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -396,4 +397,45 @@ async def test_a_reader_that_stays_does_not_stop_the_writer(
     assert count(database) == 101
     # Some 900 pages at 100 to an attempt: not one for each commit.
     assert 1 <= database.checkpoint_failures <= 20
+    reader.close()
+
+
+async def insert_large(database: Database, count: int) -> None:
+    for number in range(count):
+        await database.write(partial(insert, key=f"k{number}", payload="x" * 1_000_000))
+
+
+async def test_the_wal_never_grows_beyond_what_there_is_room_to_copy(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "free_bytes", lambda _path: 5_000_000)
+    reader = open_connection(database.path, read_only=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM key_value_entries").fetchall()
+    with pytest.raises(apsw.FullError, match=r"the WAL of key_values.sqlite has .* end whoever reads"):
+        await insert_large(database, 10)
+    assert 5_000_000 <= wal_bytes(database) < 7_000_000
+    with pytest.raises(apsw.FullError):
+        await database.write(partial(insert, key="small"))
+    before = count(database)
+    reader.close()
+    await database.write(partial(insert, key="after"))
+    assert count(database) == before + 1
+    assert wal_bytes(database) < 1_000_000
+
+
+def nobody_knows(_path: Path) -> int:
+    raise OSError
+
+
+@pytest.mark.parametrize("free", [lambda _path: 1 << 40, nobody_knows], ids=["room", "unknown"])
+async def test_a_large_wal_is_no_obstacle_where_there_is_room_or_nobody_knows(
+    database: Database, monkeypatch: pytest.MonkeyPatch, free: Callable[[Path], int]
+) -> None:
+    monkeypatch.setattr(connections, "free_bytes", free)
+    reader = open_connection(database.path, read_only=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM key_value_entries").fetchall()
+    await insert_large(database, 8)
+    assert wal_bytes(database) > 8_000_000
     reader.close()

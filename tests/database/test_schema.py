@@ -11,7 +11,7 @@ import pytest
 from tests.support.leaks import open_files
 from undercroft.database import Database, transaction
 from undercroft.database.schema import KEY_VALUES, NODE, Schema, check_file, is_current, migrate, migrations
-from undercroft.errors import DatabaseFileError
+from undercroft.errors import DatabaseFileError, DataDirectoryError
 
 SCHEMAS = pytest.mark.parametrize("schema", [KEY_VALUES, NODE], ids=lambda schema: schema.name)
 
@@ -206,6 +206,17 @@ def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key_values.sqlite"
     path.mkdir()
     with pytest.raises(DatabaseFileError, match="not a usable SQLite database"):
+        Database(path, KEY_VALUES).open()
+
+
+async def test_what_is_wrong_around_a_file_is_not_called_damage(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "key_values.sqlite"
+    await made(path, KEY_VALUES)
+    # As on a full disk: SQLite cannot make what it needs beside the file.
+    (tmp_path / "key_values.sqlite-wal").mkdir()
+    with pytest.raises(DataDirectoryError, match=r"cannot open .* make room"):
         Database(path, KEY_VALUES).open()
 
 

@@ -197,3 +197,13 @@ def test_bytes_that_are_written_are_not_held_twice() -> None:
         with pytest.raises(CapacityError):
             subject.reserve(601)
     assert (subject.reserved, subject.written) == (0, 0)
+
+
+@pytest.mark.parametrize(("free_files", "excess"), [(1_000, 0), (100, 0), (99, 1), (0, 100)])
+def test_excess_of_files(free_files: int, excess: int) -> None:
+    volume = Volume(1 << 40, 1 << 40, 1_000, free_files)
+    assert Capacity(lambda: volume, None, 95.0).excess_files(90.0) == excess
+
+
+def test_a_file_system_without_a_bound_on_files_has_no_excess_of_them() -> None:
+    assert Capacity(lambda: Volume(1_000, 1_000), None, 95.0).excess_files(90.0) == 0

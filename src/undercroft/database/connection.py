@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import apsw
 
 from undercroft.database.schema import Schema, check_file, is_current, migrate
-from undercroft.database.upkeep import DiskSize, copy_wal, size_on_disk, truncate_wal, wal_path
+from undercroft.database.upkeep import DiskSize, copy_wal, free_bytes, size_on_disk, truncate_wal, wal_path
 from undercroft.durable import sync_file
 from undercroft.errors import ClosedError, DatabaseLockedError, DataDirectoryError
 
@@ -32,6 +32,9 @@ CHECKPOINT_PAGES = 1_000
 # saw there is more, and a WAL is only reused from its beginning once it is copied whole. From this size
 # on (64 MiB) the writer itself copies the little that came meanwhile.
 WAL_LIMIT_PAGES = 16_384
+
+# What SQLite takes for a new file.
+PAGE_BYTES = 4_096
 
 # Each value as SQLite reports it.
 PRAGMAS: tuple[tuple[str, str | int, str], ...] = (
@@ -262,8 +265,32 @@ class Database:
         self._close_point_reader()
 
     async def write(self, function: Callable[[apsw.Connection], T]) -> T:
-        """Runs `function` on the writer. It opens its own `transaction`."""
+        """Runs `function` on the writer. It opens its own `transaction`.
+
+        Raises `apsw.FullError`, too, while the WAL has grown so large that it could not be copied.
+        """
+        if self._is_wal_too_large():
+            with suppress(apsw.Error):
+                await self.truncate_wal()
+            if self._is_wal_too_large():
+                raise apsw.FullError(
+                    f"the WAL of {self.path.name} has {self._wal_pages * PAGE_BYTES} bytes and the disk "
+                    "no room to copy it to: end whoever reads the database for so long, or make room"
+                )
         return await self._writer.run(function)
+
+    def _is_wal_too_large(self) -> bool:
+        """Whether a checkpoint might not find room for what is in the WAL only.
+
+        Without this a reader that never ends lets the WAL fill the disk, and then not even its end helps:
+        the file would have to grow before the WAL can shrink.
+        """
+        if self._wal_pages < CHECKPOINT_PAGES:
+            return False
+        try:
+            return free_bytes(self.path) < self._wal_pages * PAGE_BYTES
+        except OSError:
+            return False  # SQLite will meet it, too, and say so
 
     async def read(self, function: Callable[[apsw.Connection], T]) -> T:
         """Runs a query that may take long, off the event loop."""
@@ -320,6 +347,7 @@ class Database:
         try:
             in_wal = await self._checkpointer.run(self._copy_wal)
             await self._writer.run(truncate_wal)
+            self._wal_pages = 0
         except (apsw.BusyError, apsw.LockedError):
             return None
         else:

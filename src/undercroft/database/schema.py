@@ -7,7 +7,7 @@ from pathlib import Path
 
 import apsw
 
-from undercroft.errors import DatabaseFileError
+from undercroft.errors import DatabaseFileError, DataDirectoryError
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,18 @@ UNUSABLE = (
     apsw.NotADBError,
     apsw.CorruptError,
     apsw.FormatError,
-    apsw.IOError,
-    apsw.CantOpenError,
     apsw.SQLError,
+)
+
+# These speak of the bytes of the file. Every other such error speaks of what is around it, a full disk
+# above all: SQLite opens no database without room for a `-shm` beside it.
+UNREADABLE = frozenset(
+    {
+        apsw.SQLITE_IOERR_READ,
+        apsw.SQLITE_IOERR_SHORT_READ,
+        apsw.SQLITE_IOERR_CORRUPTFS,
+        apsw.SQLITE_IOERR_DATA,
+    }
 )
 
 KEY_VALUES = Schema("key_values", 0x55434B56, ((1, "key_value_entries"),))
@@ -65,16 +74,30 @@ def _check_number(file: Traversable, number: int) -> None:
 
 
 def check_file(path: Path, schema: Schema) -> None:
-    """Refuses a file that is damaged, foreign or newer, without writing to it."""
+    """Refuses a file that is damaged, foreign or newer, without writing to it.
+
+    Raises `DatabaseFileError`, and `DataDirectoryError` if it cannot be opened for what is around it.
+    """
     if not path.exists() or path.stat().st_size == 0:
         return
     try:
         _check_contents(path, schema)
     except UNUSABLE as error:
-        raise DatabaseFileError(
-            f"{path} is not a usable SQLite database ({error}); "
-            "it was left untouched: restore it from a backup, or move it away to start empty"
+        raise _unusable(path, error) from error
+    except (apsw.IOError, apsw.CantOpenError) as error:
+        if getattr(error, "extendedresult", None) in UNREADABLE or not path.is_file():
+            raise _unusable(path, error) from error
+        raise DataDirectoryError(
+            f"cannot open {path} ({error}): make room on its disk, or mend its permissions; "
+            "it was left untouched"
         ) from error
+
+
+def _unusable(path: Path, error: apsw.Error) -> DatabaseFileError:
+    return DatabaseFileError(
+        f"{path} is not a usable SQLite database ({error}); "
+        "it was left untouched: restore it from a backup, or move it away to start empty"
+    )
 
 
 def _check_contents(path: Path, schema: Schema) -> None:

@@ -10,10 +10,12 @@ from undercroft.errors import CapacityError, TooLargeError
 
 
 class Volume(NamedTuple):
-    """What the file system says: bytes in all, and free to us."""
+    """What the file system says: bytes in all and free to us, the same of files; 0 files: any number."""
 
     total: int
     free: int
+    files: int = 0
+    free_files: int = 0
 
 
 def volume_of(path: Path) -> Callable[[], Volume]:
@@ -21,7 +23,8 @@ def volume_of(path: Path) -> Callable[[], Volume]:
 
     def ask() -> Volume:
         answer = os.statvfs(path)
-        return Volume(answer.f_blocks * answer.f_frsize, answer.f_bavail * answer.f_frsize)
+        size = answer.f_frsize
+        return Volume(answer.f_blocks * size, answer.f_bavail * size, answer.f_files, answer.f_favail)
 
     return ask
 
@@ -63,7 +66,7 @@ class Capacity:
 
         `to_come` are bytes of deleted files that the file system has yet to give back.
         """
-        total, free = self._volume()
+        total, free = self._volume()[:2]
         kept_free = int(total * (100 - self._limit_percent) / 100)
         room = free + to_come - kept_free - (self.reserved - self.written)
         return room if self._limit_bytes is None else min(room, self._limit_bytes - self.used - self.reserved)
@@ -73,19 +76,27 @@ class Capacity:
 
         What uploads have reserved counts as if it were written; `to_come` is as in `room`.
         """
-        total, free = self._volume()
+        total, free = self._volume()[:2]
         occupied = total - free - to_come + self.reserved - self.written
         excess = occupied - int(total * percent / 100)
         if self._limit_bytes is not None:
             excess = max(excess, self.used + self.reserved - int(self._limit_bytes * percent / 100))
         return max(excess, 0)
 
+    def excess_files(self, percent: float) -> int:
+        """Files and directories (inodes) on the volume above `percent` of what it can hold; 0 below.
+
+        Many small artifacts use these up long before the bytes.
+        """
+        volume = self._volume()
+        return max(volume.files - volume.free_files - int(volume.files * percent / 100), 0)
+
     def unexplained(self) -> int:
         """Bytes taken on the volume by what is no artifact and no upload: deleted files still open, too.
 
         Only good for comparison: blocks are larger than what is in them.
         """
-        total, free = self._volume()
+        total, free = self._volume()[:2]
         return total - free - self.used - self.written
 
     def _refuse(self, size: int) -> None:

@@ -46,6 +46,9 @@ FLUSH_S = 1.0
 # How often a pass looks again while uploads wait for what others will release.
 POLL_S = 0.02
 
+# More bytes than any disk has.
+UNTIL_FEWER_FILES = 1 << 62
+
 # A pass that failed is followed by the next one no sooner.
 RETRY_S = 1.0
 
@@ -284,13 +287,19 @@ class DiskEviction:
     def _too_many(self, one: Pass) -> int:
         """Bytes that have to go still."""
         to_come = one.to_come
-        if self._capacity.excess(self._high_percent, to_come):
+        if self._excess(self._high_percent, to_come):
             self._draining = True
-        too_many = self._capacity.excess(self._target_percent, to_come) if self._draining else 0
+        too_many = self._excess(self._target_percent, to_come) if self._draining else 0
         self._draining = too_many > 0
         if self._line:
             too_many = max(too_many, self._line.wanted - self._capacity.room(to_come))
         return too_many
+
+    def _excess(self, percent: float, to_come: int) -> int:
+        """Bytes above `percent`; with too many files any number of bytes is too few to stop at."""
+        if self._capacity.excess_files(percent):
+            return UNTIL_FEWER_FILES
+        return self._capacity.excess(percent, to_come)
 
     async def _choose(self, one: Pass, query: str, after: Candidate) -> list[Candidate]:
         """The next slice of rows; the last of them is how far it was looked."""
