@@ -3,10 +3,10 @@ VENV := .venv/bin
 PORT ?= 4000
 PIP_INSTALL := $(VENV)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup serve test torture clients lint format bench lock clean
+.PHONY: help setup serve test torture clients lint format bench bench-quick bench-peers lock clean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.runtime ## create .venv with the undercroft command in it
 
@@ -15,6 +15,7 @@ serve: setup ## run the node on 127.0.0.1:4000 (PORT=... for another) with its d
 
 test: .venv/.bench ## set up everything, lint, type check and run all tests
 	scripts/install-debian-packages tests/clients/debian-packages.txt
+	scripts/install-debian-packages benchmarks/debian-packages.txt
 	scripts/install-npm-packages tests/clients/npm
 	$(MAKE) --no-print-directory lint
 	$(VENV)/python -m pytest $(PYTEST_ARGS)
@@ -37,9 +38,15 @@ format: .venv/.dev ## let ruff format and sort
 	$(VENV)/ruff format .
 	$(VENV)/ruff check --fix .
 
-bench: .venv/.bench ## measure against peers; results go to benchmarks/results
+bench: bench-peers ## measure against peers, 20 minutes, and renew docs/performance.md (BENCH='mixed growth' for some)
+	$(VENV)/python -m benchmarks $(BENCH)
+
+bench-quick: bench-peers ## see that every benchmark runs; measures nothing worth keeping
+	$(VENV)/python -m benchmarks --quick $(BENCH)
+
+bench-peers: .venv/.bench
 	scripts/install-debian-packages benchmarks/debian-packages.txt
-	$(VENV)/python -m benchmarks
+	scripts/install-npm-packages benchmarks/npm .venv/npm-peers
 
 lock: ## renew requirements/*.lock from pyproject.toml (needs uv)
 	uv pip compile -q pyproject.toml --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements/runtime.lock

@@ -4,7 +4,6 @@
 with the loop saturated by foreign work, which is counted: to starve it is no way to win.
 """
 
-import argparse
 import asyncio
 import gc
 import statistics
@@ -16,9 +15,10 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import contestants, report
+from benchmarks import contestants, form, report
 from benchmarks.contestants import BATCH, PRODUCERS, Contestant
-from benchmarks.growth import growth_cost
+from benchmarks.form import Form
+from benchmarks.latencies import with_spread
 from benchmarks.load import ForeignWork, Row, make_rows, unit_us, workspace
 
 OURS: tuple[type[Contestant], ...] = (contestants.Ours, contestants.OursAcknowledged)
@@ -80,6 +80,10 @@ class Case:
     def median(self) -> float:
         """Rows per second."""
         return statistics.median(run.rows_per_s for run in self.runs)
+
+    def shown(self) -> str:
+        """Rows per second for the table."""
+        return with_spread([run.rows_per_s for run in self.runs])
 
     def units(self) -> float:
         """Units of foreign work per second, the median."""
@@ -186,7 +190,7 @@ def shown(cases: Sequence[Case], alone: float) -> dict[str, Any]:
     rows = []
     for kind in (*OURS, *PEERS):
         found = [best(cases, (kind,), loop) for loop in LOOPS]
-        cells = [cell for case in found for cell in (f"{case.median():,.0f}", _times(cases, case))]
+        cells = [cell for case in found for cell in (case.shown(), _times(cases, case))]
         kept = [f"{case.units() / alone:.0%}" for case in found[1:]]
         counts = " / ".join(f"{statistics.median(run.rows for run in case.runs):,.0f}" for case in found)
         rows.append([kind.title, *cells, *kept, counts])
@@ -216,9 +220,7 @@ NOTE = (
 )
 
 
-def save(
-    cases: Sequence[Case], alone: Sequence[float], parameters: dict[str, Any], more: dict[str, float]
-) -> None:
+def save(cases: Sequence[Case], alone: Sequence[float], work: Form) -> None:
     """Writes the result file and prints the table."""
     content = shown(cases, statistics.median(alone))
     rounds = [
@@ -231,37 +233,26 @@ def save(
         }
         for case in cases
     ]
-    found = {name: round(value, 3) for name, value in {**figures(cases), **more}.items()}
+    found = {name: round(value, 3) for name, value in figures(cases).items()}
     report.write_result(
         "buffers",
-        parameters=parameters,
+        quick=work.quick,
+        parameters=work.parameters(producers=PRODUCERS, batch=BATCH, unit_us=round(unit_us(), 1)),
         figures=found,
         tables=[content],
         foreign_alone_units_per_s=[round(rate, 1) for rate in alone],
         rounds=rounds,
     )
-    print(report.markdown([content["head"], *content["rows"]]))
-    print(found)
+    report.show([content])
 
 
 def main() -> None:
     """Reads the arguments, measures, writes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.buffers")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=1.5, help="aimed at for each case and round")
-    parser.add_argument(
-        "--large", action="store_true", help="also measure growth to 10 million rows (minutes, 6 GB)"
-    )
-    args = parser.parse_args()
-    parameters = {"rounds": args.rounds, "seconds": args.seconds, "producers": PRODUCERS, "batch": BATCH}
-    parameters["unit_us"] = round(unit_us(), 1)
-    cases = [pilot(kind, loop, args.seconds) for loop in LOOPS for kind in (*OURS, *PEERS)]
+    work = form.form_of(form.arguments("buffers").parse_args(), rounds=3, seconds=1, quick_seconds=0.05)
+    cases = [pilot(kind, loop, work.seconds) for loop in LOOPS for kind in (*OURS, *PEERS)]
     print("buffers: rows per case settled", flush=True)
-    alone = rounds_of(cases, args.rounds, args.seconds)
-    more: dict[str, float] = {}
-    if args.large:
-        more["growth_cost"] = uvloop.run(growth_cost())
-    save(cases, alone, parameters, more)
+    alone = rounds_of(cases, work.rounds, work.seconds)
+    save(cases, alone, work)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import re
 import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +23,17 @@ from typing import Any
 import apsw
 import uvloop
 
-from benchmarks import report
-from benchmarks.http_servers import HOST, NGINX_CONF, cpu_seconds, free_port, stop
+from benchmarks import form, report, servers, wrk
+from benchmarks.dialects import QUERY
+from benchmarks.form import Form
+from benchmarks.latencies import with_spread
+from benchmarks.load import workspace
+from benchmarks.servers import HOST, Server
 
-QUERY = "account_handle=acme&project_handle=app"
 KEYS = 10_000
+CCACHE = "/ccache/acme/app"
+SAMPLE = 5
+"""Answers of each kind that are compared with what was stored."""
 FILES = {"16k": (16 << 10, 200), "1m": (1 << 20, 20)}
 
 # Request scripts of wrk; {seed} makes the keys of a run its own.
@@ -78,25 +78,37 @@ class Case:
     scripts: dict[str, str]
 
 
-def cases(seed: str) -> list[Case]:
+def cases(seed: str, workers: Sequence[int]) -> list[Case]:
     """All cases; a new seed for each run of wrk makes written keys unique."""
-    put = _fill(PUT_KEY_VALUE, seed=seed, query=QUERY)
-    get = _fill(GET_KEY_VALUE, query=QUERY, keys=KEYS)
-    upload = _fill(PUT_FILE, seed=seed)
+    more = [f"node, {count} workers" for count in workers if count > 1]
+    put = filled_script(PUT_KEY_VALUE, seed=seed, query=QUERY)
+    get = filled_script(GET_KEY_VALUE, query=QUERY, keys=KEYS)
+    upload = filled_script(PUT_FILE, seed=seed)
     found = [
-        Case("key value PUT", "put_to_bare_handler", "bare", {"node": put, "buffered": put, "bare": put}),
+        Case(
+            "key value PUT",
+            "put_to_bare_handler",
+            "bare",
+            dict.fromkeys(["node", *more, "buffered", "bare"], put),
+        ),
         Case("key value GET", "get_to_bare_handler", "bare", {"node": get, "query": get, "bare": get}),
-        Case("upload 10 KiB", "upload_10k_to_bare_handler", "bare", {"node": upload, "bare": upload}),
+        Case(
+            "upload 10 KiB",
+            "upload_10k_to_bare_handler",
+            "bare",
+            dict.fromkeys(["node", *more, "bare"], upload),
+        ),
     ]
     for name, (_, count) in FILES.items():
-        node = _fill(GET_FILE, prefix="/ccache/acme/app", name=name, count=count)
-        nginx = _fill(GET_FILE, prefix="", name=name, count=count)
+        node = filled_script(GET_FILE, prefix=CCACHE, name=name, count=count)
+        nginx = filled_script(GET_FILE, prefix="", name=name, count=count)
         figure = f"artifact_{name}_to_nginx"
         found.append(Case(f"artifact GET {name}", figure, "nginx", {"node": node, "nginx": nginx}))
     return found
 
 
-def _fill(script: str, **values: object) -> str:
+def filled_script(script: str, **values: object) -> str:
+    """The script with its values in place."""
     for name, value in values.items():
         script = script.replace("{" + name + "}", str(value))
     return script
@@ -146,138 +158,109 @@ def _queried(connection: apsw.Connection, path: str) -> bytes:
     return b"" if row is None else str(row[0]).encode()
 
 
-@dataclass(frozen=True)
-class Running:
-    """A started server; for the HTTP interface see `url`."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    port: int
-
-    @property
-    def url(self) -> str:
-        """Scheme, host and port."""
-        return f"http://{HOST}:{self.port}"
+@contextlib.contextmanager
+def bare(name: str = "bare", database: Path | None = None) -> Iterator[Server]:
+    """The handler that does nothing, or one query in the database."""
+    port = servers.free_port()
+    command = [sys.executable, "-m", "benchmarks.http_node", "--bare", str(port)]
+    if database is not None:
+        command += ["--database", str(database)]
+    with servers.launched(name, command, port) as server:
+        yield server
 
 
 @contextlib.contextmanager
-def started(name: str, folder: Path) -> Iterator[Running]:
-    """Starts one server and ends it on leaving."""
-    port = free_port()
-    environment = {**os.environ, "UNDERCROFT_LOG__LEVEL": "error"}
-    if name == "nginx":
-        files = folder / "files"
-        conf = folder / "nginx.conf"
-        conf.write_text(NGINX_CONF.format(folder=files, host=HOST, port=port))
-        command = ["nginx", "-p", str(folder), "-c", str(conf)]
-    elif name in ("bare", "query"):
-        command = [sys.executable, "-m", "benchmarks.http_node", "--bare", str(port)]
-        if name == "query":
-            command += ["--database", str(folder / "node" / "key_values.sqlite")]
-    else:
-        data = str(folder / name)
-        command = [sys.executable, "-m", "undercroft", "serve", "--data-dir", data, "--port", str(port)]
-        environment["UNDERCROFT_ACK"] = "buffered" if name == "buffered" else "committed"
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_open(port, process)
-        yield Running(name, process, port)
-    finally:
-        stop(process)
+def started(work: Form, folder: Path) -> Iterator[dict[str, Server]]:
+    """All servers by name."""
+    with contextlib.ExitStack() as stack:
+        found = [
+            stack.enter_context(servers.node(folder / f"node-{count}", workers=count))
+            for count in work.workers
+        ]
+        buffered = servers.node(folder / "buffered", settings={"ACK": "buffered"}, name="buffered")
+        found.append(stack.enter_context(buffered))
+        found.append(stack.enter_context(bare()))
+        found.append(stack.enter_context(bare("query", folder / "node-1" / "key_values.sqlite")))
+        found.append(stack.enter_context(servers.nginx(folder)))
+        yield {server.name: server for server in found}
 
 
-def _wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
-            return
-        time.sleep(0.05)
-    raise SystemExit("http_node: a server did not start")
-
-
-def fill(node: Running, folder: Path) -> None:
-    """Key values and files, the same files for nginx."""
-    for number in range(1, KEYS + 1):
-        value = hashlib.sha1(str(number).encode()).hexdigest()[:37]
-        body = f'{{"cas_id":"bench{number}","entries":[{{"value":"{value}"}},{{"value":"{value}"}}]}}'
-        _put(f"{node.url}/api/cache/keyvalue?{QUERY}", body.encode())
+def fill(node: Server, files: Path) -> dict[str, str]:
+    """Key values and files, the same files for nginx; answers digests of a few by path, for `wrk.check`."""
+    answers = dict(map(key_value, range(1, KEYS + 1)))
+    fetched = f"/api/cache/keyvalue/%s?{QUERY}"
+    stored = f"/api/cache/keyvalue?{QUERY}"
+    bodies = [(stored, f'{{"cas_id":"{name}",{answer[1:]}'.encode()) for name, answer in answers.items()]
+    found = {fetched % name: answers[name].encode() for name in list(answers)[:SAMPLE]}
     for name, (size, count) in FILES.items():
-        for number in range(1, count + 1):
-            data = os.urandom(size)
-            (folder / f"{name}{number:06d}").write_bytes(data)
-            _put(f"{node.url}/ccache/acme/app/{name}{number:06d}", data)
+        written = {f"{name}{number:06d}": os.urandom(size) for number in range(1, count + 1)}
+        for file, data in written.items():
+            (files / file).write_bytes(data)
+        bodies += [(f"{CCACHE}/{file}", data) for file, data in written.items()]
+        found |= {f"{CCACHE}/{file}": data for file, data in list(written.items())[:SAMPLE]}
+    wrk.put_all(node, bodies)
+    return {path: hashlib.sha256(body).hexdigest() for path, body in found.items()}
 
 
-def _put(url: str, body: bytes) -> None:
-    with urllib.request.urlopen(urllib.request.Request(url, body, method="PUT"), timeout=10):
-        pass
+def key_value(number: int) -> tuple[str, str]:
+    """Name of a key value, and what a GET of it must answer."""
+    value = hashlib.sha1(str(number).encode()).hexdigest()[:37]
+    return f"bench{number}", f'{{"entries":[{{"value":"{value}"}},{{"value":"{value}"}}]}}'
 
 
 # --- measuring ------------------------------------------------------------------------------------
 
-
-def load(server: Running, script: str, folder: Path, *, connections: int, seconds: float) -> dict[str, float]:
-    """Requests per second and processor microseconds of the server a request. A failed one ends the run."""
-    path = folder / "request.lua"
-    path.write_text(script)
-    before = cpu_seconds(server.process.pid)
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(path), server.url]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    used = cpu_seconds(server.process.pid) - before
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    count = re.search(r"(\d+) requests in", output)
-    if not (rate and count) or "Non-2xx" in output or "Socket errors" in output:
-        raise SystemExit(f"http_node: wrk failed:\n{output}")
-    return {"rate": float(rate.group(1)), "cpu_us": used * 1e6 / int(count.group(1))}
-
-
-Figures = dict[str, dict[str, list[dict[str, float]]]]
+Figures = dict[str, dict[str, list[wrk.Figures]]]
 """Every round's figures by case and server."""
 
 
-def measure(rounds: int, seconds: float, connections: int) -> Figures:
+def measure(work: Form, connections: int) -> Figures:
     """Every case on its servers in turn, so that a slow moment of the machine hits all of them."""
-    names = ("node", "buffered", "bare", "query", "nginx")
     figures: Figures = {}
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as temporary, contextlib.ExitStack() as stack:
-        folder = Path(temporary)
-        files = folder / "files"
-        files.mkdir()
-        for path in (folder, files):
-            path.chmod(0o755)  # nginx reads as another user
-        running = {name: stack.enter_context(started(name, folder)) for name in names}
-        fill(running["node"], files)
-        for number in range(rounds + 1):  # round 0 warms up
-            length = seconds if number else 1
-            for case in cases(f"{number:08x}"):
+    with workspace() as folder, started(work, folder) as running:
+        node = running["node"]
+        digests = fill(node, folder / "files")
+        wrk.check(node, digests)
+        for number in range(int(work.quick), work.rounds + 1):  # round 0 warms up
+            for case in cases(f"{number:08x}", work.workers):
                 for name, script in case.scripts.items():
-                    figure = load(running[name], script, folder, connections=connections, seconds=length)
+                    length = work.seconds if number else 1
+                    figure = wrk.load(running[name], script, folder, connections=connections, seconds=length)
                     if number:
                         figures.setdefault(case.name, {}).setdefault(name, []).append(figure)
-            print(f"http_node: round {number} of {rounds} done", flush=True)
+            print(f"http_node: round {number} of {work.rounds} done", flush=True)
+        wrk.check(node, digests)
     return figures
 
 
-def save(figures: Figures, parameters: dict[str, Any]) -> None:
+def save(figures: Figures, work: Form, connections: int) -> None:
     """Writes the result file and prints the table."""
     rows, ratios = [], {}
-    for case in cases(""):
+    for case in cases("", work.workers):
         medians = {name: _medians(runs) for name, runs in figures[case.name].items()}
         reference = medians[case.reference]
         ratios[case.figure] = round(medians["node"]["rate"] / reference["rate"], 3)
         for name, one in medians.items():
             shares = [f"{one[field] / reference[field]:.2f}" for field in ("rate", "cpu_us")]
-            rows.append(
-                [f"{case.name}, {name}", f"{one['rate']:,.0f}", shares[0], f"{one['cpu_us']:.0f}", shares[1]]
-            )
-    head = ["case, server", "requests/s", "ratio", "CPU us a request", "ratio"]
+            runs = figures[case.name][name]
+            rates = with_spread([each["rate"] for each in runs])
+            spent = with_spread([each["cpu_us"] / 1e3 for each in runs], 3)
+            rows.append([f"{case.name}, {name}", rates, shares[0], f"{one['p99_ms']:.2f}", spent, shares[1]])
+    head = ["case, server", "requests/s", "ratio", "p99 ms", "CPU s per 1,000", "ratio"]
     shown = report.table("Requests and processor time, ratios to the reference of the case", head, rows, NOTE)
-    report.write_result("http_node", parameters=parameters, figures=ratios, tables=[shown], rounds=figures)
-    print(report.markdown([shown["head"], *shown["rows"]]))
+    report.write_result(
+        "http_node",
+        quick=work.quick,
+        parameters=work.parameters(connections=connections),
+        figures=ratios,
+        tables=[shown],
+        rounds=figures,
+    )
+    report.show([shown])
 
 
-def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {field: statistics.median(one[field] for one in runs) for field in ("rate", "cpu_us")}
+def _medians(runs: list[wrk.Figures]) -> wrk.Figures:
+    return {field: statistics.median(one[field] for one in runs) for field in ("rate", "cpu_us", "p99_ms")}
 
 
 NOTE = (
@@ -291,19 +274,17 @@ NOTE = (
 
 def main() -> None:
     """Reads the arguments, measures, writes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.http_node")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser = form.arguments("http_node")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)  # the port of the bare handler
     parser.add_argument("--database", help=argparse.SUPPRESS)  # what the bare handler queries
-    args = parser.parse_args()
-    if args.bare is not None:
+    given = parser.parse_args()
+    if given.bare is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_bare(args.bare, args.database))
+            runner.run(_bare(given.bare, given.database))
         return
-    figures = measure(args.rounds, args.seconds, args.connections)
-    save(figures, {"rounds": args.rounds, "seconds": args.seconds, "connections": args.connections})
+    work = form.form_of(given, rounds=3, seconds=2, quick_seconds=1)
+    save(measure(work, given.connections), work, given.connections)
 
 
 if __name__ == "__main__":

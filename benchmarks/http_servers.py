@@ -27,13 +27,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import uvloop
+
+from benchmarks.report import results_folder
 
 Message = dict[str, Any]
 Scope = dict[str, Any]
@@ -43,7 +45,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Table = dict[str, dict[str, float]]
 
 HOST = "127.0.0.1"
-RESULTS = Path(__file__).parent / "results" / "http_servers.json"
 CHUNK = 256 * 1024
 FILES = {"16k": 16 * 1024, "1m": 1024 * 1024}
 JSON_PUT = {
@@ -386,10 +387,10 @@ def applies(server: str, case: Case) -> bool:
 
 
 def measure(
-    servers: list[str], rounds: int, connections: int, seconds: float
+    servers: list[str], cases: Sequence[Case], rounds: int, connections: int, seconds: float
 ) -> dict[str, dict[str, list[Load]]]:
     """Every case on every server, servers interleaved within each round."""
-    figures: dict[str, dict[str, list[Load]]] = {c.name: {} for c in CASES}
+    figures: dict[str, dict[str, list[Load]]] = {c.name: {} for c in cases}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o755)  # nginx reads it as another user
@@ -400,7 +401,7 @@ def measure(
             running[server] = start(server, folder)
             stack.callback(stop, running[server].process)
         for number in range(rounds + 1):  # round 0 warms up
-            for case in CASES:
+            for case in cases:
                 for server in servers:
                     if not applies(server, case):
                         continue
@@ -429,7 +430,7 @@ def _table(title: str, medians: Table, servers: list[str]) -> Table:
     print(f"{title:<20}" + "".join(f"{s:>22}" for s in servers))
     for case, row in medians.items():
         # uvicorn knows no pathsend: there its single body stands for it
-        base = row.get(REFERENCE) or medians["file_1m_body"].get(REFERENCE)
+        base = row.get(REFERENCE) or medians.get("file_1m_body", {}).get(REFERENCE)
         ratios[case] = {s: round(v / base, 2) for s, v in row.items()} if base else {}
         cells = []
         for server in servers:
@@ -460,11 +461,11 @@ def report(figures: dict[str, dict[str, list[Load]]], servers: list[str]) -> dic
 def main() -> None:
     """Read the arguments, measure, print and write the result file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.http_servers")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--quick", action="store_true", help="two servers, few cases, one round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(DEFAULT))
-    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)  # KIND PORT FOLDER
     args = parser.parse_args()
     if args.serve:
@@ -476,7 +477,10 @@ def main() -> None:
     if "nginx" in servers and shutil.which("nginx") is None:
         print("http_servers: nginx is missing and is skipped", file=sys.stderr)
         servers = [s for s in servers if s != "nginx"]
-    figures = measure(servers, args.rounds, args.connections, args.seconds)
+    cases: Sequence[Case] = CASES
+    if args.quick:
+        servers, cases, args.rounds = servers[:2], CASES[::4], 1
+    figures = measure(servers, cases, args.rounds, args.connections, args.seconds)
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": versions(),
@@ -489,8 +493,9 @@ def main() -> None:
         },
         **report(figures, servers),
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    output = results_folder(quick=args.quick) / "http_servers.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ every 100 events; a ticker measures how much later than asked the loop gets roun
 is the same loop with the same producer feeding a sink that does nothing.
 """
 
-import argparse
 import asyncio
 import gc
 import statistics
@@ -17,8 +16,9 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import report
+from benchmarks import form, report
 from benchmarks.contestants import YIELD_EVERY, Ours
+from benchmarks.form import Form
 from benchmarks.load import Row, make_rows, workspace
 from undercroft.buffers.key_values import KeyValueWrite
 from undercroft.errors import BufferFullError
@@ -155,7 +155,7 @@ NOTE = (
 )
 
 
-def save(rounds: Rounds, parameters: dict[str, Any]) -> None:
+def save(rounds: Rounds, work: Form) -> None:
     """Writes the result file and prints the table."""
     found = medians(rounds)
     content = shown(found)
@@ -170,23 +170,27 @@ def save(rounds: Rounds, parameters: dict[str, Any]) -> None:
         {str(ms): {kind: vars(stall) for kind, stall in kinds.items()} for ms, kinds in one.items()}
         for one in rounds
     ]
-    report.write_result("loop_stall", parameters=parameters, figures=figures, tables=[content], rounds=plain)
-    print(report.markdown([content["head"], *content["rows"]]))
+    report.write_result(
+        "loop_stall",
+        quick=work.quick,
+        parameters=work.parameters(yield_every=YIELD_EVERY),
+        figures=figures,
+        tables=[content],
+        rounds=plain,
+    )
+    report.show([content])
 
 
 def main() -> None:
     """Reads the arguments, measures, writes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loop_stall")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2)
-    args = parser.parse_args()
-    rows = make_rows(DISTINCT_ROWS)
+    work = form.form_of(form.arguments("loop_stall").parse_args(), rounds=3, seconds=2, quick_seconds=0.2)
+    rows = make_rows(DISTINCT_ROWS // 20 if work.quick else DISTINCT_ROWS)
     gc.freeze()
     rounds: Rounds = []
-    for number in range(args.rounds):
-        rounds.append({interval: run_at(interval, args.seconds, rows) for interval in INTERVALS_MS})
-        print(f"loop_stall: round {number + 1} of {args.rounds} done", flush=True)
-    save(rounds, {"rounds": args.rounds, "seconds": args.seconds, "yield_every": YIELD_EVERY})
+    for number in range(work.rounds):
+        rounds.append({interval: run_at(interval, work.seconds, rows) for interval in INTERVALS_MS})
+        print(f"loop_stall: round {number + 1} of {work.rounds} done", flush=True)
+    save(rounds, work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,272 @@
+"""Traffic shaped like that of real build caches: closed loop for the most there is, open loop for latency.
+
+`python -m benchmarks.mixed`. With `--url` and `--dialect` it measures any other server on this machine,
+prints its figures and keeps no result.
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks import dialects, form, report, servers
+from benchmarks.form import Form
+from benchmarks.latencies import ratio, with_spread
+from benchmarks.load import workspace
+from benchmarks.loading import (
+    Figures,
+    Order,
+    Target,
+    cpu_s_per_thousand,
+    failed_share,
+    load,
+    must_succeed,
+    place_of,
+)
+from benchmarks.traffic import Mix
+
+SHARES = (25, 50, 75, 90)
+"""Percent of its own closed-loop rate at which each server is asked in the open loop."""
+TABLED = 50
+"""The one whose latencies are shown for each kind of request."""
+CLOSED_CONNECTIONS = 64
+OPEN_CONNECTIONS = 256
+WARMUP_S = 1.0
+QUICK_MIX = Mix(small=200, modules=8)
+NODE_SETTINGS = {"DISK__LIMIT_BYTES": "24GiB"}
+TINY = 4 << 10
+TINY_COUNT = 100
+
+Rounds = dict[str, list[dict[str, Figures]]]
+"""By target, in each round: `closed`, and the open loop by percent."""
+
+
+def filled(target: Target, mix: Mix) -> None:
+    """Stores what is there at the beginning."""
+    must_succeed(target, Order("fill", mix=mix, connections=16))
+
+
+def measured(target: Target, mix: Mix, seed: str, work: Form) -> dict[str, Figures]:
+    """One round of a target: how much it can, then its latencies at shares of that."""
+    order = Order("closed", f"closed {seed}", CLOSED_CONNECTIONS, work.seconds, mix=mix)
+    found = {"closed": load(target, order)}
+    reads = sum(
+        one["count"] for kind, one in found["closed"]["kinds"].items() if not kind.startswith("store")
+    )
+    looked_up = reads / found["closed"]["all"]["count"] * found["closed"]["rate"]
+    warmup = min(WARMUP_S, work.seconds / 4)
+    for share in (TABLED,) if work.quick else SHARES:
+        settle(work)
+        opened = Order(
+            "open", f"open {share} {seed}", OPEN_CONNECTIONS, work.seconds + warmup, warmup, mix=mix
+        )
+        found[str(share)] = load(target, replace(opened, rate=looked_up * share / 100))
+        found[str(share)]["asked"] = round(looked_up * share / 100, 1)
+    settle(work)
+    return found
+
+
+def settle(work: Form) -> None:
+    """Writes out what one measurement has left in memory, so that the next does not wait for it."""
+    if not work.quick:
+        os.sync()
+
+
+def measure_all(targets: list[Target], mix: Mix, work: Form) -> Rounds:
+    """Every target in every round."""
+    found: Rounds = {target.name: [] for target in targets}
+    for number in range(work.rounds):
+        for target in targets:
+            found[target.name].append(measured(target, mix, str(number), work))
+            print(f"mixed: round {number + 1} of {work.rounds}, {target.name} done", flush=True)
+    return found
+
+
+# --- the generator's own limit --------------------------------------------------------------------
+
+
+def generator_limit(nginx: Target, seconds: float) -> dict[str, float]:
+    """Requests per second of the generator against the fastest server there is, with small files."""
+    must_succeed(nginx, Order("store equal", size=TINY, count=TINY_COUNT))
+    found = must_succeed(nginx, Order("fetch equal", "limit", seconds=seconds, size=TINY, count=TINY_COUNT))
+    return {"rate": found["rate"], "load_share": found["load_share"]}
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def most(rounds: Rounds) -> dict[str, Any]:
+    """The table of the closed loop."""
+    head = ["server", "requests/s", "ratio to node", "MB/s", "CPU s per 1,000", "generator", "failed"]
+    base = statistics.median(one["closed"]["rate"] for one in next(iter(rounds.values())))
+    rows = []
+    for name, many in rounds.items():
+        closed = [one["closed"] for one in many]
+        spent = [cpu for cpu in map(cpu_s_per_thousand, closed) if cpu is not None]
+        rates = [one["rate"] for one in closed]
+        rows.append(
+            [
+                name,
+                with_spread(rates),
+                f"{ratio(statistics.median(rates), base):.2f}",
+                with_spread([one["bytes"] / one["seconds"] / 1e6 for one in closed]),
+                with_spread(spent, 3) if spent else "-",
+                f"{statistics.median(one['load_share'] for one in closed):.0%}",
+                f"{max(map(failed_share, closed)):.2%}",
+            ]
+        )
+    note = f"Closed loop, {CLOSED_CONNECTIONS} connections; medians, and how far the rounds lie apart."
+    return report.table("The most there is: mixed traffic", head, rows, note)
+
+
+def latency(rounds: Rounds) -> dict[str, Any]:
+    """The table of the open loop."""
+    head = [
+        "server, share of its most",
+        "look-ups/s",
+        "p50 ms",
+        "p90",
+        "p99",
+        "p99.9",
+        "max",
+        "late p99",
+        "failed",
+    ]
+    rows = []
+    for name, many in rounds.items():
+        for share in shares_of(many):
+            one = [each[share] for each in many]
+            cells = [
+                f"{statistics.median(each['all'].get(p, 0) for each in one):,.2f}"
+                for p in ("p50", "p90", "p99", "p99.9")
+            ]
+            longest = max(each["all"].get("max", 0) for each in one)
+            late = statistics.median(each["late"].get("p99", 0) for each in one)
+            asked = statistics.median(each["asked"] for each in one)
+            failed = f"{max(map(failed_share, one)):.2%}"
+            rows.append(
+                [f"{name}, {share} %", f"{asked:,.0f}", *cells, f"{longest:,.0f}", f"{late:.2f}", failed]
+            )
+    return report.table("Latency at fixed rates: mixed traffic", head, rows, OPEN_NOTE)
+
+
+OPEN_NOTE = (
+    "Open loop: look-ups arrive at random (a Poisson process) whatever the server does, on up to "
+    f"{OPEN_CONNECTIONS} connections; a miss is followed by its write. Latency counts from the moment a "
+    "request was due until its last byte, all kinds and sizes together. `late p99` is how late the "
+    "generator itself was while a connection was free: what latencies contain of it. Medians over the "
+    "rounds; `max` is the longest of all."
+)
+
+
+def shares_of(many: Sequence[dict[str, Figures]]) -> list[str]:
+    """The open loops there were."""
+    return [name for name in many[0] if name != "closed"]
+
+
+def by_kind(rounds: Rounds, share: str = str(TABLED)) -> dict[str, Any]:
+    """Latencies of each kind of request on the first server."""
+    name, many = next(iter(rounds.items()))
+    kinds = sorted({kind for one in many for kind in one[share]["kinds"]})
+    rows = []
+    for kind in kinds:
+        found = [one[share]["kinds"][kind] for one in many if kind in one[share]["kinds"]]
+        cells = [
+            f"{statistics.median(each[p] for each in found):,.2f}" for p in ("p50", "p90", "p99", "p99.9")
+        ]
+        count = sum(each["count"] for each in found)
+        rows.append([kind, f"{count:,}", *cells, f"{max(each['max'] for each in found):,.0f}"])
+    head = ["request", "answers", "p50 ms", "p90", "p99", "p99.9", "max"]
+    return report.table(f"By kind of request: {name} at {share} %", head, rows)
+
+
+def plots(rounds: Rounds) -> list[dict[str, Any]]:
+    """Latency against rate."""
+    return [_latency_plot(rounds, percent) for percent in ("p50", "p99")]
+
+
+def _latency_plot(rounds: Rounds, percent: str) -> dict[str, Any]:
+    lines = {}
+    for name, many in rounds.items():
+        shares = shares_of(many)
+        asked = [statistics.median(one[share]["asked"] for one in many) for share in shares]
+        late = [statistics.median(one[share]["all"].get(percent, 0) for one in many) for share in shares]
+        lines[name] = (asked, late)
+    title = f"Latency {percent} against rate, mixed traffic"
+    return report.plot(f"mixed-{percent}", title, "look-ups per second", "milliseconds", lines, y_log=True)
+
+
+def save(rounds: Rounds, limit: dict[str, float], work: Form, mix: Mix) -> None:
+    """Writes the result file and prints the tables."""
+    tables = [most(rounds), latency(rounds), by_kind(rounds)]
+    tables[0]["notes"].append(
+        f"The generator's own limit: {limit['rate']:,.0f} GETs/s of {TINY >> 10} KiB from nginx in the same "
+        f"run, busy {limit['load_share']:.0%} of the time. `generator` is its share of a processor here."
+    )
+    rate = statistics.median(one["closed"]["rate"] for one in next(iter(rounds.values())))
+    slow = statistics.median(one[str(TABLED)]["all"].get("p99", 0) for one in next(iter(rounds.values())))
+    report.write_result(
+        "mixed",
+        quick=work.quick,
+        parameters=work.parameters(**vars(mix)),
+        figures={
+            "mixed_rate": round(rate, 1),
+            "mixed_p99_ms_at_half": round(slow, 2),
+            "generator_limit": limit["rate"],
+        },
+        tables=tables,
+        plots=plots(rounds),
+        rounds=rounds,
+    )
+    report.show(tables)
+
+
+def measure_here(work: Form, mix: Mix) -> None:
+    """The node with its numbers of workers, and nginx that serves and stores the same as files."""
+    with workspace() as folder, contextlib.ExitStack() as stack:
+        targets = []
+        for count in work.workers:
+            data = folder / f"node-{count}"
+            server = stack.enter_context(servers.node(data, workers=count, settings=NODE_SETTINGS))
+            targets.append(Target.of(server, dialects.NODE))
+        nginx = Target.of(stack.enter_context(servers.nginx(folder / "nginx")), "static")
+        targets.append(nginx)
+        limit = generator_limit(nginx, work.seconds / 2)
+        for target in targets:
+            filled(target, mix)
+        settle(work)
+        save(measure_all(targets, mix, work), limit, work, mix)
+
+
+def measure_other(given: argparse.Namespace, work: Form, mix: Mix) -> None:
+    """Any other server. Nothing is kept: this project publishes figures of what it installs itself."""
+    headers = dict(line.split(":", 1) for line in given.header)
+    target = Target(given.url, place_of(given.url, given.dialect, headers), given.pid)
+    filled(target, mix)
+    rounds = measure_all([target], mix, work)
+    report.show([most(rounds), latency(rounds), by_kind(rounds)])
+
+
+def main() -> None:
+    """Reads the arguments, measures, writes."""
+    parser = form.arguments("mixed")
+    parser.add_argument("--url", help="another server's base URL, as its build tool would be given it")
+    parser.add_argument("--dialect", choices=dialects.FOREIGN, help="how it is spoken to", default="static")
+    parser.add_argument(
+        "--header", action="append", default=[], help="'Name: value' for each request; may be repeated"
+    )
+    parser.add_argument("--pid", type=int, help="process of that server, to count its processor time")
+    given = parser.parse_args()
+    work = form.form_of(given, rounds=2, seconds=4, quick_seconds=0.25)
+    mix = QUICK_MIX if given.quick else Mix()
+    if given.url:
+        measure_other(given, work, mix)
+    else:
+        measure_here(work, mix)
+
+
+if __name__ == "__main__":
+    main()

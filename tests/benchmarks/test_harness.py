@@ -1,0 +1,50 @@
+"""The benchmarks run at all, in their short form. What they measure here is worth nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.servers import node
+from tests.clients.installed import require
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.system
+
+
+def run(folder: Path, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_mixed_benchmark_runs_and_makes_a_page(tmp_path: Path) -> None:
+    require("nginx", "nginx-light")
+    run(tmp_path, "benchmarks", "--quick", "mixed")
+    folder = tmp_path / ".benchmark-quick"
+    result = json.loads((folder / "mixed.json").read_text())
+    for rounds in result["rounds"].values():
+        for measured in rounds[0].values():
+            assert measured["errors"] == {}
+            assert measured["all"]["count"] > 0
+    assert result["figures"]["mixed_rate"] > 0
+    text = (folder / "performance.md").read_text()
+    assert "## Mixed traffic" in text
+    assert "](images/mixed-p99.svg)" in text
+    assert (folder / "images/mixed-p99.svg").exists()
+    # Nothing is left behind but the results.
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_any_other_server_is_measured_by_its_url(tmp_path: Path) -> None:
+    with node(tmp_path / "data") as server:
+        url = f"{server.url}/bazel/acme/app"
+        printed = run(tmp_path, "benchmarks.mixed", "--quick", "--url", url, "--dialect", "bazel")
+    (row,) = [line for line in printed.splitlines() if line.startswith(f"| {url} |")]
+    assert row.endswith("| 0.00% |")
