@@ -13,14 +13,14 @@ setup: .venv/.runtime ## create .venv with the undercroft command in it
 serve: setup ## run the node on 127.0.0.1:4000 (PORT=... for another) with its data in ./data
 	exec $(VENV)/undercroft serve --data-dir data --host 127.0.0.1 --port $(PORT)
 
-test: .venv/.bench ## set up everything, lint, type check and run all tests
+test: .venv/.fuzz ## set up everything, lint, type check and run all tests
 	scripts/install-debian-packages tests/clients/debian-packages.txt
 	scripts/install-debian-packages benchmarks/debian-packages.txt
 	scripts/install-npm-packages tests/clients/npm
 	$(MAKE) --no-print-directory lint
 	$(VENV)/python -m pytest $(PYTEST_ARGS)
 
-torture: .venv/.bench ## run every campaign in its long form (PYTEST_ARGS='--seed 7' repeats one)
+torture: .venv/.fuzz ## run every campaign in its long form (PYTEST_ARGS='--seed 7' repeats one)
 	$(VENV)/python -m pytest -m campaign --torture $(PYTEST_ARGS)
 
 clients: .venv/.bench ## drive the real build tools, and renew docs/clients.md
@@ -52,6 +52,7 @@ lock: ## renew requirements/*.lock from pyproject.toml (needs uv)
 	uv pip compile -q pyproject.toml --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements/runtime.lock
 	uv pip compile -q pyproject.toml --upgrade --group dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -c requirements/runtime.lock -o requirements/dev.lock
 	uv pip compile -q pyproject.toml --upgrade --group bench --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -c requirements/dev.lock -o requirements/bench.lock
+	uv pip compile -q --upgrade --group fuzz --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --universal -o requirements/fuzz.lock
 
 clean: ## remove .venv and caches, never ./data
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -71,4 +72,8 @@ clean: ## remove .venv and caches, never ./data
 
 .venv/.bench: requirements/bench.lock .venv/.dev
 	$(PIP_INSTALL) --require-hashes -r requirements/bench.lock
+	touch $@
+
+.venv/.fuzz: requirements/fuzz.lock .venv/.bench
+	$(PIP_INSTALL) --require-hashes -r requirements/fuzz.lock
 	touch $@

@@ -24,9 +24,17 @@ class Campaign:
 
     def rounds(self, short: int, long: int) -> Iterator[int]:
         """Numbers from 0, and counts each as a round once its body has ended."""
-        for number in range(self._rounds or (long if self.torture else short)):
+        for number in range(self.planned(short, long)):
             yield number
-            self._done += 1
+            self.ran()
+
+    def planned(self, short: int, long: int) -> int:
+        """How many rounds there are to be, for what counts its own: then it says how many it `ran`."""
+        return self._rounds or (long if self.torture else short)
+
+    def ran(self, count: int = 1) -> None:
+        """Counts rounds."""
+        self._done += count
 
     def checked(self, what: str, count: int = 1) -> None:
         """Counts what was compared with what it must be: "acknowledged artifacts", "answers"."""

@@ -1,0 +1,5 @@
+"""Every parser that is fuzzed: add yours to a module beside this one, and that here."""
+
+from tests.fuzz import bodies, files, headers, paths
+
+TARGETS = (*paths.TARGETS, *headers.TARGETS, *bodies.TARGETS, *files.TARGETS)
