@@ -1,4 +1,4 @@
-"""Every parser is given what libFuzzer makes of its seeds, and keeps its promise in bounded time and memory."""
+"""Parsers get what libFuzzer makes of their seeds, and keep their promises in bounded time and memory."""
 
 import json
 import os
