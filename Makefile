@@ -16,6 +16,7 @@ serve: setup ## run the node on 127.0.0.1:4000 (PORT=... for another) with its d
 test: .venv/.fuzz ## set up everything, lint, type check and run all tests
 	scripts/install-debian-packages tests/clients/debian-packages.txt
 	scripts/install-debian-packages benchmarks/debian-packages.txt
+	scripts/install-debian-packages tests/system/debian-packages.txt
 	scripts/install-npm-packages tests/clients/npm
 	$(MAKE) --no-print-directory lint
 	$(VENV)/python -m pytest $(PYTEST_ARGS)

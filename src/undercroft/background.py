@@ -111,6 +111,11 @@ class BackgroundWork:
         """Lets another process on this data directory go on. Idempotent."""
         self._turn.give_up()
 
+    @property
+    def transfers_in_work(self) -> int:
+        """Transfers being made by this process."""
+        return 0 if self._transfers is None else self._transfers.in_work
+
     def figures(self) -> Figures:
         """What is asked at each scrape."""
         transfers, worker, (key_values, node) = self._parts.transfers, self._transfers, self._databases
@@ -121,7 +126,7 @@ class BackgroundWork:
             ),
             "undercroft_transfers_in_work": (
                 "Transfers being made",
-                lambda: worker.in_work if worker is not None else 0,
+                lambda: self.transfers_in_work,
             ),
             "undercroft_transfers_limit": (
                 "Most transfers at once, now",

@@ -13,6 +13,7 @@ from undercroft.api.dialects import dialect_routes
 from undercroft.api.health import Check, HealthApi, SpecApi, buffer_check, database_check, disk_check
 from undercroft.api.routing import Route
 from undercroft.api.services import Services
+from undercroft.api.status import StatusApi
 from undercroft.artifacts import CacheArtifacts
 from undercroft.auth.counted_gate import CountedGate
 from undercroft.auth.grants import Gate
@@ -45,6 +46,8 @@ from undercroft.telemetry.buffer_metrics import BufferMetrics
 from undercroft.telemetry.events import Events
 from undercroft.telemetry.life_metrics import LifeMetrics
 from undercroft.telemetry.prometheus import Prometheus
+from undercroft.telemetry.recent_warnings import RECENT
+from undercroft.telemetry.status import Marks, StatusReport
 from undercroft.telemetry.traffic_metrics import TrafficMetrics
 from undercroft.workers.clean_project import CleanTarget
 
@@ -127,7 +130,10 @@ class Node:
         self.life_metrics = LifeMetrics(self.prometheus, self.telemetry, figures)
         self.auth_metrics = AuthMetrics(self.prometheus, self.telemetry)
         self.tuist_gate = self._tuist_gate()
-        self.application = Application(self._routes(), self._gate())
+        self.gate = self._gate()
+        self.status_report = self._status_report()
+        self.status_api = StatusApi(self.status_report.now, self.gate)
+        self.application = Application(self._routes(), self.gate)
         self.server: HttpServer | None = None
         self.port = settings.port
         self.stopping = False
@@ -184,8 +190,23 @@ class Node:
             "nothing" if self.settings.auth.open_metrics else "any",
         )
         clean = CleanApi(self.background.clean_project)
-        routes = [*dialect_routes(services), *clean.routes(), *health.routes()]
+        routes = [*dialect_routes(services), *clean.routes(), *health.routes(), *self.status_api.routes()]
         return [*routes, *SpecApi(routes).routes()]
+
+    def _status_report(self) -> StatusReport:
+        disk = self.settings.disk
+        return StatusReport(
+            self.telemetry,
+            self.buffers,
+            self.capacity,
+            volume_of(self.settings.data_dir),
+            Marks(disk.high_watermark_percent, disk.target_percent, disk.limit_percent),
+            warnings=RECENT,
+            count_transfers=self.transfers.count,
+            in_work=lambda: self.background.transfers_in_work,
+            parked=lambda: self.transfers.parked,
+            has_object_store=self.object_store is not None,
+        )
 
     def _gate(self) -> Gate | None:
         """Who lets requests in; None where everybody may do everything."""
@@ -294,6 +315,8 @@ class Node:
         Raises `RowsLostError`. Other errors of a drain are in `failed_drain`.
         """
         self.supervisor.expect_end()
+        # A page that is watched is a request without an end.
+        self.status_api.stop()
         try:
             # Requests first: nothing new comes in, and those in progress may still need every other part.
             if self.server is not None:

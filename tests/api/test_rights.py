@@ -28,6 +28,11 @@ ROUTES = {
     ("HEAD", "/up"): "nothing",
     ("GET", "/api/spec"): "nothing",
     ("HEAD", "/api/spec"): "nothing",
+    ("GET", "/"): "any",
+    ("HEAD", "/"): "any",
+    ("GET", "/page/{name}"): "any",
+    ("HEAD", "/page/{name}"): "any",
+    ("GET", "/api/status"): "any",
     ("GET", "/metrics"): "any",
     ("HEAD", "/metrics"): "any",
     ("PUT", "/api/cache/keyvalue"): "write",
@@ -244,7 +249,7 @@ async def test_a_tuist_server_decides(open_node: OpenNode) -> None:
 
 def access_unknown(method: str, tool: str) -> int:
     """What is told who could not be decided on."""
-    if tool in ("api", "metrics"):
+    if tool in ("", "api", "metrics", "page"):
         return 503
     if method in ("GET", "HEAD", "PROPFIND"):
         return 404

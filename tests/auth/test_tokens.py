@@ -181,3 +181,13 @@ async def test_names_are_taken_once_until_they_are_revoked(database: Database) -
     assert [one.name for one in await list_tokens(database)] == ["ci", "ci", unnamed.id]
     assert await revoke_token(database, unnamed.id)
     assert [one.revoked_at is None for one in await list_tokens(database)] == [False, True, False]
+
+
+async def test_which_projects_a_token_may_read(gate: TokenGate, database: Database) -> None:
+    names = {"acme/app", "acme/x", "other/app", "(unknown)", "a/b/c"}
+    reads = await create_token(database, NewToken("reads", ("acme/*",), may_read=True, may_write=False))
+    writes = await create_token(database, NewToken("writes", ("*/*",), may_read=False, may_write=True))
+    assert await gate.readable(f"Bearer {reads.text}".encode(), names) == {"acme/app", "acme/x"}
+    assert await gate.readable(f"Bearer {writes.text}".encode(), names) == set()
+    with pytest.raises(UnauthenticatedError):
+        await gate.readable(b"Bearer nonsense", names)

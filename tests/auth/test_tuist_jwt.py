@@ -326,3 +326,10 @@ def test_a_short_key_is_warned_of_once() -> None:
     assert [record["event"] for record in logged] == ["short_tuist_jwt_secret"]
     with pytest.raises(UnauthenticatedError):
         tokens.read(signed(), NOW)
+
+
+async def test_readable_projects_are_those_in_the_jwt(open_gate: OpenGate, upstream: TuistUpstream) -> None:
+    rig = open_gate(SECRET)
+    header = f"Bearer {signed()}".encode()
+    assert await rig.gate.readable(header, {"acme/app", "acme/lib"}) == {"acme/app"}
+    assert upstream.requests == []

@@ -543,3 +543,16 @@ async def test_a_node_that_asks_a_tuist_server(tmp_path: Path, upstream: TuistUp
         assert 'undercroft_auth_refused_total{reason="unknown"} 3.0' in text
         assert 'undercroft_auth_refused_total{reason="missing"} 1.0' in text
         assert "secret-" not in "\n".join([*node.printed, *map(str, node.log)])
+
+
+# --- which projects are shown ---------------------------------------------------------------------
+
+
+async def test_readable_projects_are_those_the_server_lists(rig: GateRig, upstream: TuistUpstream) -> None:
+    upstream.lists("Acme/App", "acme/lib")
+    assert await rig.gate.readable(b"Bearer x", {"acme/app", "other/app"}) == {"acme/app"}
+    upstream.answers(403)
+    assert await rig.gate.readable(b"Bearer y", {"acme/app"}) == set()
+    upstream.answers(500)
+    with pytest.raises(AccessUnknownError):
+        await rig.gate.readable(b"Bearer z", {"acme/app"})

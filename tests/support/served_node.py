@@ -57,6 +57,11 @@ class RawConnection:
         async with asyncio.timeout(PATIENCE_S):
             return await self._reader.read(1_000)
 
+    async def line(self) -> bytes:
+        """The next line, without what ends it."""
+        async with asyncio.timeout(PATIENCE_S):
+            return (await self._reader.readline()).rstrip(b"\r\n")
+
     async def rest(self) -> bytes:
         """Everything until the node closes the connection."""
         async with asyncio.timeout(PATIENCE_S):

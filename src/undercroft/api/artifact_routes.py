@@ -12,7 +12,7 @@ from undercroft.api.bodies import Body
 from undercroft.api.request import Request
 from undercroft.artifacts import CacheArtifacts
 from undercroft.read_through import Lookup, ReadThrough, Source
-from undercroft.storage.layout import scoped_key
+from undercroft.storage.layout import project_of, scoped_key
 from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.storage.upload import Origin, Stored
 from undercroft.telemetry import events
@@ -110,7 +110,8 @@ class ArtifactRoutes:
             finally:
                 found.close()
         finally:
-            self.telemetry.emit(events.DOWNLOAD, {"bytes": sent}, {"tool": self.tool, "result": result})
+            metadata = {"tool": self.tool, "project": project_of(key), "result": result}
+            self.telemetry.emit(events.DOWNLOAD, {"bytes": sent}, metadata)
 
     async def peek(self, request: Request, key: str, admit: Admit) -> Admitted | None:
         """What GET would serve, closed already: its size and headers. Not counted as a download."""
@@ -163,7 +164,7 @@ class ArtifactRoutes:
         """
         own = scoped_key(key, request.caller.scope)
         async with AsyncExitStack() as decoding:
-            upload = decoding.enter_context(self._told())
+            upload = decoding.enter_context(self._told(key))
             body = Body(request, self.max_bytes, self.read_timeout_ms)
             chunks, size = body.chunks(), body.declared
             if decode is not None:
@@ -189,7 +190,7 @@ class ArtifactRoutes:
         return Origin(request.caller.label, self.tool, printable or None)
 
     @contextmanager
-    def _told(self) -> Iterator[_Upload]:
+    def _told(self, key: str) -> Iterator[_Upload]:
         """Tells how the upload inside ended, whichever way that was."""
         upload = _Upload()
         try:
@@ -202,7 +203,12 @@ class ArtifactRoutes:
             upload.reason = type(error).__name__
             raise
         finally:
-            metadata = {"tool": self.tool, "result": upload.result, "reason": upload.reason}
+            metadata = {
+                "tool": self.tool,
+                "project": project_of(key),
+                "result": upload.result,
+                "reason": upload.reason,
+            }
             self.telemetry.emit(events.UPLOAD, {"bytes": upload.bytes}, metadata)
 
     async def store_unless_there(
@@ -224,7 +230,7 @@ class ArtifactRoutes:
             return await self.store(
                 request, key, expected_sha256=expected_sha256, preamble=preamble, admit=admit
             )
-        with self._told() as upload:
+        with self._told(key) as upload:
             await Body(request, self.max_bytes, self.read_timeout_ms).drain()
             # Whoever stored it may still wait for its commit; until then "it is there" promises too much.
             await self.artifacts.settled(there)
@@ -250,7 +256,7 @@ class ArtifactRoutes:
         """
         if self.artifacts.is_doomed(key) or not await self.exists(request, key):
             return False
-        with self._told() as upload:
+        with self._told(key) as upload:
             for candidate in readable(request, key):
                 await self.artifacts.settled(candidate)
             upload.result = Stored.EXISTS.value

@@ -153,17 +153,17 @@ async def _send_chunks(request: Request, found: OpenArtifact, span: Span, first:
     """Sends `first` and then the span; answers the bytes handed over before the client left."""
     sent = len(first)
     # After the client has gone the server swallows what is sent, so somebody must listen for that.
-    gone = asyncio.ensure_future(_client_gone(request))
+    gone = asyncio.ensure_future(client_gone(request))
     try:
-        await _send_in_time(request, first)
+        await in_time(request, first)
         for offset in range(span.start, span.end, CHUNK_BYTES):
             if gone.done():
                 return sent
             piece = await _read(found, offset, min(CHUNK_BYTES, span.end - offset))
-            await _send_in_time(request, piece)
+            await in_time(request, piece)
             sent += len(piece)
         await request.finish()
-    except _StuckReaderError:
+    except StuckReaderError:
         # Like one that left. The kernel cuts the connection off (server.py), and the server does not
         # use one again whose answer ended before its length.
         return sent
@@ -172,21 +172,23 @@ async def _send_chunks(request: Request, found: OpenArtifact, span: Span, first:
     return sent
 
 
-async def _client_gone(request: Request) -> None:
+async def client_gone(request: Request) -> None:
+    """Returns when the client has left. To be cancelled while it waits."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-class _StuckReaderError(Exception):
+class StuckReaderError(Exception):
     """The client has taken nothing for `SEND_TIMEOUT_S`."""
 
 
-async def _send_in_time(request: Request, piece: bytes) -> None:
+async def in_time(request: Request, piece: bytes) -> None:
+    """Sends a piece of a body, not the last one. Raises `StuckReaderError`."""
     try:
         async with asyncio.timeout(SEND_TIMEOUT_S):
             await request.finish(piece, more=True)
     except TimeoutError as error:
-        raise _StuckReaderError from error
+        raise StuckReaderError from error
 
 
 async def beginning(found: OpenArtifact, size: int) -> bytes:

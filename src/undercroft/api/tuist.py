@@ -23,8 +23,9 @@ _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 
 # What is told of each request, made once: this is the hot path.
 ONE = {"count": 1}
-HIT, MISS = {"result": "hit"}, {"result": "miss"}
-SUCCESS, FAILURE = {"result": "success"}, {"result": "error"}
+
+# Of a request that does not say, or not rightly.
+NO_PROJECT = "(unknown)"
 
 NOT_STORED_NOW = {
     **NOT_STORED,
@@ -148,17 +149,18 @@ class TuistApi:
 
     async def put(self, request: Request) -> None:
         """Replaces all values of a key; the last write wins."""
-        result = FAILURE
+        result, where = "error", NO_PROJECT
         try:
             account, project = project_in(request)
+            where = f"{account}/{project}"
             body = Body(request, self.key_value_max_bytes, self.read_timeout_ms)
             written = _parse(await body.whole())
             cas_id = safe_component(written.cas_id, "cas_id")
             key = key_value_key(account, project, cas_id, request.caller.scope)
             await self.key_values.put(key, _encoder.encode(Payload(written.entries)).decode())
-            result = SUCCESS
+            result = "success"
         finally:
-            self.telemetry.emit(events.KEY_VALUE_PUT, ONE, result)
+            self.telemetry.emit(events.KEY_VALUE_PUT, ONE, {"result": result, "project": where})
         await responses.empty(request, 204)
 
     async def get(self, request: Request) -> None:
@@ -168,7 +170,8 @@ class TuistApi:
         payload = self.key_values.get(key_value_key(account, project, cas_id, scope))
         if payload is None and scope is not None:
             payload = self.key_values.get(key_value_key(account, project, cas_id))
-        self.telemetry.emit(events.KEY_VALUE_GET, ONE, MISS if payload is None else HIT)
+        result = "miss" if payload is None else "hit"
+        self.telemetry.emit(events.KEY_VALUE_GET, ONE, {"result": result, "project": f"{account}/{project}"})
         if payload is None:
             await responses.message(request, 404, "no values are stored under this key")
         else:

@@ -223,7 +223,7 @@ class TurborepoApi:
 
     async def events(self, request: Request) -> None:
         """Counts what turbo found where, and the time that saved: only turbo knows of its local cache."""
-        _project(request)
+        project = "/".join(_project(request))
         reports = _parsed(_reports, await self._json(request))
         counts: dict[tuple[str, str], int] = defaultdict(int)
         saved_ms: dict[tuple[str, str], float] = defaultdict(float)
@@ -235,7 +235,8 @@ class TurborepoApi:
                 saved_ms[label] += report.duration if report.event == "HIT" else 0
         for (source, event), count in counts.items():
             measured = {"count": count, "saved_seconds": saved_ms[source, event] / 1_000}
-            self._telemetry.emit(events.TURBOREPO, measured, {"source": source, "event": event})
+            labels = {"source": source, "event": event, "project": project}
+            self._telemetry.emit(events.TURBOREPO, measured, labels)
         await responses.empty(request, 200)
 
     async def _json(self, request: Request) -> bytes:

@@ -1,5 +1,7 @@
 """Counts whom a gate does not let in, and why."""
 
+from collections.abc import Iterable
+
 from undercroft.auth.grants import Caller, Gate, Question
 from undercroft.errors import AccessUnknownError, ForbiddenError, ReadOnlyError, UnauthenticatedError
 from undercroft.telemetry import events
@@ -32,3 +34,7 @@ class CountedGate:
                 reason = "missing"
             self._telemetry.emit(events.AUTH_REFUSED, {"count": 1}, {"reason": reason})
             raise
+
+    async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
+        """See `Gate`."""
+        return await self._gate.readable(authorization, projects)

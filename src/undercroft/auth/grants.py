@@ -1,7 +1,7 @@
 """What a caller may do, in which projects, and in which trust scope."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -56,6 +56,12 @@ class Gate(Protocol):
         `asked.project` raises.
         """
 
+    async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
+        """Which of the projects, `account/project` each, a caller that was let in may read.
+
+        Raises `UnauthenticatedError`, `AccessUnknownError`.
+        """
+
 
 def admit_anonymous(asked: Question, *, may_read: bool) -> Caller:
     """Who has no credential.
@@ -93,6 +99,17 @@ class Grant:
             raise ForbiddenError(
                 f"{self._who} writes into scope {self.caller.scope}, it cannot remove {name}"
             )
+
+    def readable(self, projects: Iterable[str]) -> set[str]:
+        """Those, `account/project` each, that may be read."""
+        if not self.may_read:
+            return set()
+        return {
+            name
+            for name in projects
+            if name.count("/") == 1
+            and any(matches(pattern, (name.split("/")[0], name.split("/")[1])) for pattern in self.projects)
+        }
 
     @property
     def _who(self) -> str:

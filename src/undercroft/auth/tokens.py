@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -148,6 +149,10 @@ class TokenGate:
             row.grant.check(asked.right, asked.project())
         self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
         return row.grant.caller
+
+    async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
+        """See `Gate`."""
+        return self._row_of(authorization).grant.readable(projects)
 
     def _row_of(self, authorization: bytes) -> _Row:
         """The row of who knows the secret. Raises `UnauthenticatedError`."""

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 from undercroft.auth.credentials import password_of
@@ -122,6 +122,15 @@ class TuistGate:
             await self._decide(asked, asked.authorization, None)
             raise
         return await self._decide(asked, asked.authorization, project)
+
+    async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
+        """See `Gate`. Nothing of it is remembered."""
+        token = self._token_in(authorization)
+        if token is not None and token.reads is not None:
+            return set(projects) & (token.reads | token.writes)
+        credential = hashlib.blake2b(authorization, digest_size=32).digest()
+        reply = await self._ask(credential, authorization, b"")
+        return set() if isinstance(reply, Refused) else set(projects) & set(reply.projects)
 
     # --- deciding ---------------------------------------------------------------------------------
 

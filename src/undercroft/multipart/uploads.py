@@ -24,6 +24,7 @@ from undercroft.multipart.bounds import MultipartBounds, Owner
 from undercroft.multipart.session import FinishedUploads, Part, Session, fingerprint
 from undercroft.settings_sections import UploadsSection
 from undercroft.storage.capacity import Capacity, Reservation
+from undercroft.storage.layout import project_of
 from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Stored, told_of_no_room
 from undercroft.supervisor import Jobs
 from undercroft.telemetry import events
@@ -262,7 +263,7 @@ class MultipartUploads:
             if session.completion is not None:
                 remembered = session.late is not None or result not in ("error", "cancelled")
                 await self._finish(upload_id, session, remembered=remembered)
-                self._tell(session.size, result, reason)
+                self._tell(session, session.size, result, reason)
         return stored
 
     async def _publish(self, session: Session, expected_sha256: str | None) -> Taken:
@@ -308,8 +309,8 @@ class MultipartUploads:
         while session.parts:
             await self._discard(session.owner, session.parts.popitem()[1])
 
-    def _tell(self, size: int, result: str, reason: str) -> None:
-        metadata = {"tool": TOOL, "result": result, "reason": reason}
+    def _tell(self, session: Session, size: int, result: str, reason: str) -> None:
+        metadata = {"tool": TOOL, "project": project_of(session.key), "result": result, "reason": reason}
         self._telemetry.emit(events.UPLOAD, {"bytes": size}, metadata)
 
     # --- life -------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ class MultipartUploads:
             while session.parts:
                 await self._discard(session.owner, session.parts.popitem()[1])
             # The client left, unless it was the node that did not take its parts.
-            self._tell(0, "error" if session.trouble else "cancelled", session.trouble)
+            self._tell(session, 0, "error" if session.trouble else "cancelled", session.trouble)
 
     async def stop(self) -> None:
         """Ends what is being completed and removes all parts. No request may be going on. Idempotent."""

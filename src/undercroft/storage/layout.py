@@ -79,6 +79,11 @@ def scoped_key(key: str, scope: str | None) -> str:
     return f"{account}/{project}/~{scope}/{rest}"
 
 
+def project_of(key: str) -> str:
+    """`{account}/{project}` of an artifact key."""
+    return key[: key.index("/", key.index("/") + 1)]
+
+
 def kind_of(key: str) -> str:
     """The kind in an artifact key, of whichever trust scope."""
     third, fourth = key.split("/", 4)[2:4]

@@ -31,22 +31,22 @@ COMMIT_WAIT = "undercroft.buffer.commit_wait"
 """Somebody waited for a commit. Measurement seconds; metadata buffer."""
 
 DOWNLOAD = "undercroft.artifact.download"
-"""An artifact was asked for. Measurement bytes sent; metadata tool, result (hit, s3_hit, miss, s3_miss,
-error)."""
+"""An artifact was asked for. Measurement bytes sent; metadata tool, project (`account/project`), result (hit,
+s3_hit, miss, s3_miss, error)."""
 
 UPLOAD = "undercroft.artifact.upload"
-"""An upload ended. Measurement bytes; metadata tool, reason of an error, result (created, replaced,
+"""An upload ended. Measurement bytes; metadata tool, project, reason of an error, result (created, replaced,
 exists, cancelled, error)."""
 
 KEY_VALUE_GET = "undercroft.key_value.get"
-"""A key value was asked for. Measurement count; metadata result (hit, miss)."""
+"""A key value was asked for. Measurement count; metadata project, result (hit, miss)."""
 
 KEY_VALUE_PUT = "undercroft.key_value.put"
-"""A key value was written, or not. Measurement count; metadata result (success, error)."""
+"""A key value was written, or not. Measurement count; metadata project, result (success, error)."""
 
 TURBOREPO = "undercroft.turborepo.reported"
-"""Turborepo told what its local and remote cache did. Measurements count, saved_seconds; metadata source
-(local, remote), event (hit, miss)."""
+"""Turborepo told what its local and remote cache did. Measurements count, saved_seconds; metadata project,
+source (local, remote), event (hit, miss)."""
 
 OBJECT_STORE_REQUEST = "undercroft.object_store.request"
 """The object store was asked. Measurement duration_ms; metadata operation (head, download, upload,

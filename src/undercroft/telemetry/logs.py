@@ -8,6 +8,8 @@ import structlog
 from structlog.processors import ExceptionRenderer, JSONRenderer
 from structlog.tracebacks import ExceptionDictTransformer
 
+from undercroft.telemetry.recent_warnings import RECENT
+
 
 class Outlet:
     """Where lines go. Whoever read them may be gone, which must not stop whoever writes them."""
@@ -55,6 +57,7 @@ def configure(
             *([] if worker is None else [_said_by(worker)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            RECENT,
             *renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
