@@ -15,8 +15,9 @@ TREES = {file.relative_to(SOURCE).as_posix(): ast.parse(file.read_text()) for fi
 
 # Lowest first. A part imports from parts below it and from itself, never sideways.
 LAYERS = (
-    ("errors", "clock", "durable", "telemetry.events", "supervisor", "processes.place"),
+    ("errors", "clock", "durable", "telemetry.events", "supervisor"),
     ("database", "storage", "s3"),
+    ("processes.place",),
     ("buffers",),
     ("s3.transfers", "key_values", "telemetry", "settings_sections"),
     ("artifacts", "config", "auth"),

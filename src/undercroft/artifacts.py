@@ -95,8 +95,11 @@ class CacheArtifacts:
 
     def open(self) -> None:
         """Reads how much there is. Blocks."""
+        self._capacity.books.open(self._total_bytes)
+
+    def _total_bytes(self) -> int:
         row = self._database.find("SELECT size_bytes FROM artifact_totals")
-        self._capacity.used = 0 if row is None else int(row[0])
+        return 0 if row is None else int(row[0])
 
     def close(self) -> None:
         """Ends the disk's threads after what they are doing. Idempotent."""
@@ -150,7 +153,7 @@ class CacheArtifacts:
         """Deletes the row of a file that is gone. The caller is `alone` with the key."""
         self._verified.forget(row.key)
         await self._buffer.enqueue(ArtifactDelete(row.key))
-        self._capacity.used -= row.size_bytes
+        self._capacity.books.forgot(row.size_bytes)
 
     async def flush(self) -> None:
         """Commits what is pending."""
@@ -372,7 +375,7 @@ class CacheArtifacts:
         if upload and self._transfers is not None:
             await self._transfers.wait_for_room()
         self._record(row, upload=upload)
-        self._capacity.used += row.size_bytes
+        self._capacity.books.published(row.size_bytes, replaced=0)
 
     # --- order ------------------------------------------------------------------------------------
 

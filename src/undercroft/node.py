@@ -38,8 +38,10 @@ from undercroft.read_through import ReadThrough, SecondTier
 from undercroft.s3.object_store import ObjectStore, open_object_store
 from undercroft.s3.transfers import S3Transfers
 from undercroft.server import HttpServer, bind
+from undercroft.storage.books import SharedBooks
 from undercroft.storage.capacity import Capacity, volume_of
 from undercroft.storage.disk import Disk
+from undercroft.storage.ledger import Entry
 from undercroft.supervisor import Crash, Supervisor
 from undercroft.telemetry.auth_metrics import AuthMetrics
 from undercroft.telemetry.buffer_metrics import BufferMetrics
@@ -92,7 +94,10 @@ class Node:
         )
         self.disk = Disk(settings.data_dir, fsync=settings.disk.fsync)
         self.capacity = Capacity(
-            volume_of(settings.data_dir), settings.disk.limit_bytes, settings.disk.limit_percent
+            volume_of(settings.data_dir),
+            settings.disk.limit_bytes,
+            settings.disk.limit_percent,
+            self._shared_books(),
         )
         self.key_values = KeyValueStore(self.key_value_database, self.key_value_buffer, settings.ack)
         self.transfers = S3Transfers(self.node_database, self.transfer_buffer, self.telemetry)
@@ -138,6 +143,15 @@ class Node:
         self.port = settings.port
         self.stopping = False
         self.stop_asked_at = 0.0
+
+    def _shared_books(self) -> SharedBooks | None:
+        """What several processes take together; None where this one is alone."""
+        if self._place is None:
+            return None
+        buffer = self.artifact_buffer
+        books = SharedBooks(self._place.ledger, self._place.number, buffer.newest_generation)
+        buffer.on_committed = books.on_committed
+        return books
 
     # --- the second tier --------------------------------------------------------------------------
 
@@ -255,6 +269,9 @@ class Node:
         self.port = bound.getsockname()[1]
         await self._check_object_store()
         self.disk.open_directories()
+        if self._place is not None:
+            # Now that what the one before it had begun to write is swept.
+            self._place.ledger.clear(self._place.number)
         for database in self.databases:
             database.open()
         for buffer in self.buffers:
@@ -279,6 +296,7 @@ class Node:
     def _tell_that_it_serves(self) -> None:
         if self._place is not None:
             log.info("worker_serves")
+            self._place.ledger.set(self._place.number, Entry.SERVES, 1)
             self._place.serves()  # the parent says "listening" when all do
             return
         log.info(

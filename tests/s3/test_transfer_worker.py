@@ -443,12 +443,12 @@ async def test_body_that_breaks_off_leaves_nothing(
 
 
 async def test_download_without_room_is_tried_again(rig: WorkerRig, store: MemoryStore) -> None:
-    rig.capacity.used = 99_999_999
+    rig.capacity.books.published(99_999_999, replaced=0)
     store.keep(KEY, b"content")
     await rig.transfers.enqueue_download(KEY)
     rig.start(max_attempts=2)
     assert await rig.ended(3) == [("download", "retried", 0)] * 3
-    rig.capacity.used = 0
+    rig.capacity.books.forgot(99_999_999)
     await rig.all_rows_gone()
     assert await rig.content() == b"content"
 

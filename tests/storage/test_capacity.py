@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from undercroft.errors import CapacityError, TooLargeError, UndercroftError
+from undercroft.storage.books import OwnBooks
 from undercroft.storage.capacity import Capacity, Volume, volume_of
 
 FITS = None
@@ -14,9 +15,10 @@ FITS = None
 def capacity(used: int = 0, reserved: int = 0, written: int = 0, **limits: Any) -> Capacity:
     """A volume of 1,000 bytes, all free and usable unless told otherwise."""
     volume = Volume(1_000, limits.pop("free", 1_000))
-    made = Capacity(lambda: volume, limits.pop("limit_bytes", None), limits.pop("percent", 100.0))
+    books = OwnBooks()
+    books.used, books.reserved, books.written = used, reserved, written
+    made = Capacity(lambda: volume, limits.pop("limit_bytes", None), limits.pop("percent", 100.0), books)
     assert not limits
-    made.used, made.reserved, made.written = used, reserved, written
     return made
 
 
@@ -76,7 +78,7 @@ def test_reserve(state: dict[str, Any], size: int, refusal: type[UndercroftError
 def test_room(state: dict[str, Any], room: int) -> None:
     state = dict(state)
     to_come = state.pop("to_come", 0)
-    assert capacity(**state).room(to_come) == room
+    assert capacity(**state).room_to_come(to_come) == room
 
 
 @pytest.mark.parametrize(

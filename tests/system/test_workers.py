@@ -1,15 +1,18 @@
 """Several worker processes on one data directory: together they are one node."""
 
+import http.client
+import itertools
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.support.node_process import NodeProcess, node_process
+from tests.support.small_volume import small_volume
 from tests.system.client import Client, eventually
 from tests.system.data_dir import files_under, stored_artifacts, stored_values
 
@@ -171,3 +174,62 @@ def test_buffered_acknowledgements_are_refused(data_dir: Path) -> None:
         assert "set ack to committed, or workers to 1" in node.printed[0]
     finally:
         node.kill()
+
+
+# --- what they share ------------------------------------------------------------------------------
+
+PAGE = 4_096
+LIMIT = 4_096 * PAGE
+BODIES = [b"x" * (pages * PAGE) for pages in (1, 8, 64, 128)]
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A file system that holds nothing but a data directory, and says what that takes."""
+    with small_volume("tmpfs", tmp_path, 256) as root:
+        yield root
+
+
+def test_the_limit_holds_for_all_of_them_together(volume: Path) -> None:
+    data_dir = volume / "node"
+    settings = {"DISK__LIMIT_BYTES": str(LIMIT), "DISK__LIMIT_PERCENT": "99"}
+    with node_process(data_dir, settings, arguments=("--workers", str(WORKERS))) as node:
+        stored: list[str] = []
+        with _uploading(node, stored):
+            most = 0
+            while len(stored) < 250:
+                status = os.statvfs(volume)
+                taken = (status.f_blocks - status.f_bfree) * status.f_frsize
+                most = max(most, taken - sum(path.stat().st_size for path in data_dir.glob("*.sqlite*")))
+            assert LIMIT / 2 < most <= LIMIT
+            # What a worker held that dies is given back, too.
+            os.kill(pids(node)[1], signal.SIGKILL)
+            eventually(lambda: len(node.logged("worker_serves")) > WORKERS, "it is replaced")
+        with Client(node.url) as client:
+            eventually(lambda: client.metric("undercroft_disk_reserved_bytes") == 0, "all room is given back")
+            assert 0 < client.metric("undercroft_disk_used_bytes") <= LIMIT
+            assert client.metric("undercroft_disk_limit_bytes") == LIMIT
+
+
+@contextmanager
+def _uploading(node: NodeProcess, stored: list[str]) -> Iterator[None]:
+    """Uploads of far more than there is room for, from many at once, each on a connection of its own."""
+    ended = threading.Event()
+
+    def put(name: int) -> None:
+        for index in itertools.count():
+            if ended.is_set():
+                return
+            with suppress(OSError, http.client.HTTPException), Client(node.url) as own:
+                if own.put_ccache(f"{name:02}{index:06}", BODIES[(name + index) % 4]).status == 201:
+                    stored.append(f"{name:02}{index:06}")
+
+    threads = [threading.Thread(target=put, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -44,6 +44,10 @@ class Ticket(NamedTuple):
 SHED = Ticket(0, None)
 
 
+def nobody(_generation: int) -> None:
+    """Hears nothing."""
+
+
 class SQLiteBuffer(Generic[StateT, EventT]):
     """A write-behind buffer for one table.
 
@@ -73,6 +77,8 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         """Where `close` puts rows that SQLite would not take in time."""
         self.refused_path: Path = database.path.with_name(f"{self.name}.refused.jsonl")
         """Where rows are kept that SQLite refuses for what they are."""
+        self.on_committed: Callable[[int], None] = nobody
+        """Told the number of each generation that was committed, before anybody who waits for it is."""
         self._table = table
         self._database = database
         self._telemetry = telemetry
@@ -178,6 +184,10 @@ class SQLiteBuffer(Generic[StateT, EventT]):
     def queue_stats(self) -> QueueStats:
         """Rows and bytes that are not committed yet, waiting and in flight."""
         return self._generations.stats()
+
+    def newest_generation(self) -> int:
+        """The number of the generation that carries what was enqueued last."""
+        return self._generations.newest
 
     @property
     def rows_in_flight(self) -> int:
@@ -360,6 +370,7 @@ class SQLiteBuffer(Generic[StateT, EventT]):
     def _settle(self, number: int, *, committed: bool) -> None:
         self._generations.settle(committed=committed)
         if committed:
+            self.on_committed(number)
             self._waiters.resolve(number)
         else:
             self._start_timer()

@@ -22,6 +22,7 @@ from undercroft.config import Settings
 from undercroft.node import url_of
 from undercroft.processes.place import Place
 from undercroft.server import bind
+from undercroft.storage.ledger import Entry, Ledger
 from undercroft.telemetry import logs
 
 log = structlog.get_logger(__name__)
@@ -73,6 +74,7 @@ class Parent:
     def run(self) -> int:
         """Answers the exit status. Raises `ListenError`."""
         self._listener = bind(self._settings.host, self._settings.port)
+        self._ledger = Ledger.create(len(self._workers))
         # A worker ends when nobody can write to this any more: told to, or orphaned, even by SIGKILL.
         self._lifeline, self._hold = os.pipe()
         self._wake, self._waking = socket.socketpair()
@@ -167,6 +169,7 @@ class Parent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(telling)
         worker.process_id, worker.started_at = process_id, time.monotonic()
+        self._ledger.set(worker.number, Entry.STARTS, self._ledger.get(worker.number, Entry.STARTS) + 1)
         self._selector.register(worker.news, selectors.EVENT_READ, lambda: self._on_news(worker))
         log.info("worker_started", worker=worker.number, pid=process_id)
 
@@ -199,6 +202,7 @@ class Parent:
             len(self._workers),
             self._listener,
             self._lifeline,
+            self._ledger,
             siblings_run=any(other.process_id for other in self._workers),
             serves=lambda: _tell(telling),
         )
@@ -228,6 +232,7 @@ class Parent:
     def _died(self, worker: Worker, status: int) -> None:
         process_id, worker.process_id, worker.serves = worker.process_id, 0, False
         self._close_news(worker)
+        self._ledger.set(worker.number, Entry.SERVES, 0)
         if self._stop_asked_at is not None:
             if status != 0:
                 self._exit_status = self._exit_status or EXIT_CRASHED

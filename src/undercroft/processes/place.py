@@ -4,6 +4,8 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from undercroft.storage.ledger import Ledger
+
 
 @dataclass(frozen=True)
 class Place:
@@ -17,6 +19,8 @@ class Place:
     """The socket all of them accept from."""
     lifeline: int
     """A descriptor that can be read when this process is to end: its parent says so, or is dead."""
+    ledger: Ledger
+    """What all of them know of each other."""
     siblings_run: bool
     """Whether others may be at work already."""
     serves: Callable[[], None]

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from undercroft.errors import CapacityError, TooLargeError
+from undercroft.storage.books import Books, OwnBooks
 
 
 class Volume(NamedTuple):
@@ -32,17 +33,36 @@ def volume_of(path: Path) -> Callable[[], Volume]:
 class Capacity:
     """Two limits that are never exceeded: bytes of artifacts, and how full the volume may become.
 
-    `used` is what published artifacts take, `reserved` what uploads in progress may yet take.
+    `books` keep what published artifacts take, and what uploads in progress may yet take.
     """
 
-    def __init__(self, volume: Callable[[], Volume], limit_bytes: int | None, limit_percent: float) -> None:
+    def __init__(
+        self,
+        volume: Callable[[], Volume],
+        limit_bytes: int | None,
+        limit_percent: float,
+        books: Books | None = None,
+    ) -> None:
+        """Without `books` this process is taken to be alone."""
         self._volume = volume
         self._limit_bytes = limit_bytes
         self._limit_percent = limit_percent
-        self.used = 0
-        self.reserved = 0
-        self.written = 0
+        self.books: Books = OwnBooks() if books is None else books
+
+    @property
+    def used(self) -> int:
+        """What published artifacts take."""
+        return self.books.used
+
+    @property
+    def reserved(self) -> int:
+        """What uploads in progress may yet take."""
+        return self.books.reserved
+
+    @property
+    def written(self) -> int:
         """What of the reserved bytes uploads have written: the file system counts those already."""
+        return self.books.written
 
     def limit(self) -> int:
         """The most that artifacts may ever take, in bytes."""
@@ -57,30 +77,44 @@ class Capacity:
 
     def take(self, size: int, held: int = 0) -> None:
         """Reserves `size` bytes more for an upload that holds `held`, or raises; see `reserve`."""
-        if size > self.room():
-            self._refuse(held + size)
-        self.reserved += size
+        with self.books.alone():
+            if size > self.room():
+                self._refuse(held + size)
+            self.books.hold(size)
 
-    def room(self, to_come: int = 0) -> int:
-        """Bytes that are not used, not kept free, and not reserved; negative above a limit.
+    def room(self) -> int:
+        """Bytes that are not used, not kept free, and not reserved; negative above a limit."""
+        return self._room(self.used)
 
-        `to_come` are bytes of deleted files that the file system has yet to give back.
+    def room_to_come(self, unlinked: int) -> int:
+        """The same when all deletes are done: those that wait for their commit, too.
+
+        `unlinked` are bytes of deleted files that the file system has yet to give back.
         """
+        return self._room(self.books.present, unlinked)
+
+    def _room(self, used: int, unlinked: int = 0) -> int:
         total, free = self._volume()[:2]
         kept_free = int(total * (100 - self._limit_percent) / 100)
-        room = free + to_come - kept_free - (self.reserved - self.written)
-        return room if self._limit_bytes is None else min(room, self._limit_bytes - self.used - self.reserved)
+        room = free + unlinked - kept_free - (self.reserved - self.written)
+        return room if self._limit_bytes is None else min(room, self._limit_bytes - used - self.reserved)
+
+    @property
+    def awaits_commit(self) -> bool:
+        """Whether there will be more room as soon as what was deleted is committed."""
+        return self.books.present < self.books.used
 
     def excess(self, percent: float, to_come: int = 0) -> int:
         """Bytes above `percent` of the bound on artifacts or of the volume, whichever is more; 0 below both.
 
-        What uploads have reserved counts as if it were written; `to_come` is as in `room`.
+        What uploads have reserved counts as if it were written; `to_come` is `unlinked` in `room_to_come`.
         """
         total, free = self._volume()[:2]
         occupied = total - free - to_come + self.reserved - self.written
         excess = occupied - int(total * percent / 100)
         if self._limit_bytes is not None:
-            excess = max(excess, self.used + self.reserved - int(self._limit_bytes * percent / 100))
+            taken = self.books.present + self.reserved
+            excess = max(excess, taken - int(self._limit_bytes * percent / 100))
         return max(excess, 0)
 
     def excess_files(self, percent: float) -> int:
@@ -97,7 +131,7 @@ class Capacity:
         Only good for comparison: blocks are larger than what is in them.
         """
         total, free = self._volume()[:2]
-        return total - free - self.used - self.written
+        return total - free - self.books.present - self.written
 
     def _refuse(self, size: int) -> None:
         if size > self.limit():
@@ -110,6 +144,7 @@ class Reservation:
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
+        self._books = capacity.books
         self.size = 0
         self._written = 0
 
@@ -121,17 +156,16 @@ class Reservation:
     def wrote(self, size: int) -> None:
         """So many more bytes are in the file by now."""
         self._written += size
-        self._capacity.written += size
+        self._books.wrote(size)
 
     def published(self, size: int, replaced: int = 0) -> None:
         """The upload became an artifact of `size` bytes in the place of one of `replaced` bytes."""
-        self._capacity.used += size - replaced
+        self._books.published(size, replaced)
         self.release()
 
     def release(self) -> None:
         """Gives the room back. Idempotent."""
-        self._capacity.reserved -= self.size
-        self._capacity.written -= self._written
+        self._books.let_go(self.size, self._written)
         self.size = self._written = 0
 
     def __enter__(self) -> Self:

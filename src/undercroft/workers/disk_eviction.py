@@ -237,7 +237,10 @@ class DiskEviction:
                 return
             if time.monotonic() - since >= self._patience_s or not self._may_hope(one):
                 self._give_up(one)
-            await asyncio.sleep(POLL_S)
+            if one.may_flush and self._capacity.awaits_commit:
+                one.may_flush = await self._flush()
+            else:
+                await asyncio.sleep(POLL_S)
 
     def _may_hope(self, one: Pass) -> bool:
         """Whether room may come yet: from uploads that end, from readers that do.
@@ -256,7 +259,7 @@ class DiskEviction:
 
     async def _sweep(self, one: Pass) -> bool:
         """Evicts until there is room enough or nothing left; answers whether that changed anything."""
-        before, served = one.artifacts, self._serve()
+        before, served = one.artifacts, self._line.serve(self._capacity.room())
         if one.may_spare:
             served += await self._sweep_rows(one, SPARING_UPLOADS, spare_used=True)
         served += await self._sweep_rows(one, ALL, spare_used=False)
@@ -281,9 +284,6 @@ class DiskEviction:
                 spared_slices = 0 if one.artifacts > before else spared_slices + spare_used
         return served
 
-    def _serve(self) -> int:
-        return self._line.serve(self._capacity.room())
-
     def _too_many(self, one: Pass) -> int:
         """Bytes that have to go still."""
         to_come = one.to_come
@@ -292,7 +292,7 @@ class DiskEviction:
         too_many = self._excess(self._target_percent, to_come) if self._draining else 0
         self._draining = too_many > 0
         if self._line:
-            too_many = max(too_many, self._line.wanted - self._capacity.room(to_come))
+            too_many = max(too_many, self._line.wanted - self._capacity.room_to_come(to_come))
         return too_many
 
     def _excess(self, percent: float, to_come: int) -> int:
@@ -334,7 +334,7 @@ class DiskEviction:
             )
             for row, result in zip(chunk, results, strict=True):
                 self._count(one, row, result)
-            served += self._serve()
+            served += self._line.serve(self._capacity.room())
         return served
 
     async def _evict_one(self, row: Candidate, *, spare_used: bool) -> int | None:
