@@ -3,27 +3,24 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Literal, NamedTuple
 
 import structlog
 
-from undercroft.buffers import SQLiteBuffer, Ticket
-from undercroft.buffers.cache_artifacts import (
-    ArtifactAccess,
-    ArtifactDelete,
-    ArtifactEvent,
-    CacheArtifactsState,
-)
+from undercroft.artifact_rows import Ack, ArtifactBuffer, ArtifactRows, Taken, agrees, row_of_label
+from undercroft.buffers import Ticket
+from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.clock import now_us
 from undercroft.database import Database
 from undercroft.errors import CapacityError
 from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Reservation
-from undercroft.storage.disk import Disk, OpenFile, sha256_of
+from undercroft.storage.disk import Disk
 from undercroft.storage.disk_threads import DiskThreads
-from undercroft.storage.healing import Healing
+from undercroft.storage.healing import Healing, Standing
 from undercroft.storage.key_locks import KeyLocks
+from undercroft.storage.label import Label, label_of
 from undercroft.storage.open_artifact import OpenArtifact
+from undercroft.storage.open_file import FoundFile, OpenFile, sha256_of
 from undercroft.storage.upload import (
     UNKNOWN_ORIGIN,
     Arrival,
@@ -34,22 +31,13 @@ from undercroft.storage.upload import (
     told_of_no_room,
 )
 from undercroft.storage.verified_files import VerifiedFiles
+from undercroft.storage.witnesses import Witness, Witnesses
 
 log = structlog.get_logger(__name__)
-
-ArtifactRows = SQLiteBuffer[CacheArtifactsState, ArtifactEvent]
 
 # The first time a file of at most this size is served, or stored again, after a start its digest is
 # checked. A larger one would keep whoever comes first waiting for seconds; it is checked by its size.
 VERIFY_MAX_BYTES = 64 << 20
-
-
-class Taken(NamedTuple):
-    """What became of an upload, and the commits of its row and of its transfer, if they are to come."""
-
-    stored: Stored
-    row: Ticket | None
-    upload: Ticket | None
 
 
 async def _no_eviction(_size: int) -> bool:
@@ -59,33 +47,32 @@ async def _no_eviction(_size: int) -> bool:
 class CacheArtifacts:
     """Stores, finds and deletes artifacts, and keeps track of who is used.
 
-    A file is served only if it is what its row says. A row follows its file within the same turn of
-    the event loop, so that readers never see one contradict the other.
+    A file is served only if it is what its row says, or what it says itself: then its row was not written
+    yet, or never will be, because the process that was to do it is another one, or was killed.
     """
 
     def __init__(
         self,
         database: Database,
-        buffer: ArtifactRows,
+        buffer: ArtifactBuffer,
         disk: Disk,
         capacity: Capacity,
-        ack: Literal["committed", "buffered"],
+        ack: Ack,
         *,
         transfers: S3Transfers | None = None,
     ) -> None:
         """With `transfers` every artifact that is stored is queued for upload to the object store."""
-        self._database = database
-        self._buffer = buffer
+        self._rows = ArtifactRows(database, buffer, transfers, ack)
         self._disk = disk
         self._capacity = capacity
-        self._transfers = transfers
         self.make_room: Callable[[int], Awaitable[bool]] = _no_eviction
         """Asked for so many bytes when there is no room; answers whether to try again. Eviction sets it."""
         self.on_stored: Callable[[str], None] = nobody
         """Told the key of each artifact that was stored."""
         self.is_doomed: Callable[[str], bool] = lambda _key: False
         """Whether what is under a key is about to go, so that nobody may rely on it. Cleaning sets it."""
-        self._waits = ack == "committed"
+        self.was_cleaned: Callable[[str, int], bool] = lambda _key, _stored_at: False
+        """Whether what was stored under a key at that time was to go by a request since. Cleaning sets it."""
         self.threads = DiskThreads()
         self._verified = VerifiedFiles[ArtifactAccess]()
         self._healing = Healing(disk, self._verified)
@@ -95,11 +82,7 @@ class CacheArtifacts:
 
     def open(self) -> None:
         """Reads how much there is. Blocks."""
-        self._capacity.books.open(self._total_bytes)
-
-    def _total_bytes(self) -> int:
-        row = self._database.find("SELECT size_bytes FROM artifact_totals")
-        return 0 if row is None else int(row[0])
+        self._capacity.books.open(self._rows.total_bytes)
 
     def close(self) -> None:
         """Ends the disk's threads after what they are doing. Idempotent."""
@@ -109,57 +92,67 @@ class CacheArtifacts:
 
     def find(self, key: str) -> ArtifactAccess | None:
         """What is known of the artifact, committed or not. One point query."""
-        event = self._buffer.pending(key)
-        if event is not None:
-            return None if isinstance(event, ArtifactDelete) else event
-        row = self._database.find(SELECT_ROW, key)
-        return None if row is None else ArtifactAccess(key, *row)
+        return self._rows.find(key)
 
     def is_here(self, key: str) -> bool:
-        """Whether there is a file with a row of its size. One point query."""
+        """Whether there is a file of the size that its row or it itself says. One point query."""
+        file = self._disk.look(key)
+        if file is None:
+            return False
         row = self.find(key)
-        return row is not None and self._disk.size(key) == row.size_bytes
+        return (row is not None and row.size_bytes == file.size) or self._is_live(key, file.fitting_label)
 
-    def track_access(self, row: ArtifactAccess) -> None:
-        """Records that the artifact was used now."""
-        self._buffer.enqueue_nowait(ArtifactAccess(row.key, row.size_bytes, now_us()))
+    def is_newer(self, key: str, cutoff: int) -> bool:
+        """Whether an artifact was stored after that time, by its row or by what its file says itself."""
+        row = self.find(key)
+        if row is not None and (row.stored_at is None or row.stored_at > cutoff):
+            return True
+        file = self._disk.look(key)
+        label = None if file is None else file.fitting_label
+        return label is not None and label.stored_at > cutoff
+
+    def _is_live(self, key: str, label: Label | None) -> bool:
+        """Whether a label counts: not if a request to clean its project came after it."""
+        return label is not None and not self.was_cleaned(key, label.stored_at)
 
     async def evict(self, key: str, *, unless_used_after: int | None = None) -> int | None:
         """Deletes the file and row, not the object in the object store; answers the bytes freed.
 
-        None: it was used after `unless_used_after` (microseconds since the epoch) or has no row any more,
-        and nothing was done.
+        None: it was used after `unless_used_after` (microseconds since the epoch), has no row any more, or
+        another process has just stored it anew; and it stays.
         """
         async with self.alone(key):
             row = self.find(key)
-            if unless_used_after is not None and (row is None or row.accessed_at > unless_used_after):
-                return None
-            freed = await self.threads.run(self._disk.delete, key)
+            inode = None
+            if unless_used_after is not None:
+                if row is None or row.accessed_at > unless_used_after:
+                    return None
+                file = await self.threads.run(self._disk.look, key)
+                if file is not None and (label := file.fitting_label) and not agrees(row, label):
+                    self.take_at_its_word(key, file)
+                    return None
+                inode = file.inode if file is not None else None
+            freed = await self.threads.run(self._disk.delete, key, inode)
             if row is not None:
                 await self.forget(row)
         return freed or 0
 
     async def delete(self, key: str) -> None:
         """Deletes the artifact, in the object store, too, which may take place later. Idempotent."""
-        ticket = None
-        if self._transfers is not None:
-            # Before the file: from here on nobody fetches it from there again.
-            ticket = await self._transfers.enqueue_delete(key)
+        # Before the file: from here on nobody fetches it from there again.
+        ticket = await self._rows.queue_delete(key)
         await self.evict(key)
-        if ticket is not None and self._transfers is not None and self._waits:
-            await self._transfers.committed(ticket)
+        await self._rows.deleted(ticket)
 
     async def forget(self, row: ArtifactAccess) -> None:
         """Deletes the row of a file that is gone. The caller is `alone` with the key."""
         self._verified.forget(row.key)
-        await self._buffer.enqueue(ArtifactDelete(row.key))
+        await self._rows.forget(row)
         self._capacity.books.forgot(row.size_bytes)
 
     async def flush(self) -> None:
         """Commits what is pending."""
-        await self._buffer.flush()
-        if self._transfers is not None:
-            await self._transfers.flush()
+        await self._rows.flush()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -175,7 +168,7 @@ class CacheArtifacts:
         try:
             row = self._verified.row(key, file, surely=surely)
             if row is not None:
-                self.track_access(row)
+                self._rows.track_access(row)
             else:
                 row = await self._verify(key, file, surely)
             if row is not None:
@@ -187,45 +180,70 @@ class CacheArtifacts:
         return None
 
     async def _verify(self, key: str, file: OpenFile, surely: bool) -> ArtifactAccess | None:
-        """The row of the file if they agree, and records the access.
+        """The row of the file, or what is to be its row, if it is whole; and records the access.
 
-        A file without a row is not served: nobody vouches for it.
+        A file without a row and a label is not served: nobody vouches for it.
         """
-        row = self._row_of(key, file.inode)
-        if row is None:
+        row, label = self._row_of(key, file.inode), label_of(file.descriptor)
+        said = Witnesses(row, label, file.size)
+        surely = surely or file.size <= VERIFY_MAX_BYTES or said.must_be_proven
+        if surely and said.can_be_proven:
+            witness = said.by_digest(await self.threads.run(sha256_of, file))
+        else:
+            witness = said.by_size(self._disk.boot)
+        if witness is Witness.CONTRADICTED:
+            await self.quarantine(key, row, file)
+        if witness is Witness.LABEL and label is not None and not agrees(row, label):
+            return self._served_unknown(key, file, label, surely)
+        if row is None or witness not in (Witness.ROW, Witness.LABEL):
             return None
-        whole = row.size_bytes == file.size
-        surely = surely or file.size <= VERIFY_MAX_BYTES
-        if whole and row.content_sha256 is not None and surely:
-            whole = await self.threads.run(sha256_of, file) == row.content_sha256
-        if not whole:
-            await self.quarantine(row, file)
-            return None
-        if self._is_current(row):
+        if self._rows.is_current(row):
             self._verified.add(file, row, surely=surely)
-            self.track_access(row)
+            self._rows.track_access(row)
         return row
 
-    def _is_current(self, row: ArtifactAccess) -> bool:
-        """Whether the row is still what is known: while a digest was computed it may have been replaced.
+    def _served_unknown(self, key: str, file: OpenFile, label: Label, surely: bool) -> ArtifactAccess | None:
+        """What a file that no row knows is served as; None after a request to clean its project."""
+        if not self._is_live(key, label):
+            return None
+        # Whoever has the lock is about to say so himself, or to take the file away again.
+        row = row_of_label(key, label, None, now_us())
+        if not self.locks.is_taken(key) and self.take_at_its_word(key, FoundFile.of(file, label), surely):
+            self._rows.track_access(row)
+        return row
 
-        An access recorded with an old size would make the new row contradict its file.
+    def take_at_its_word(self, key: str, file: FoundFile, proven: bool | None = None) -> bool:
+        """Makes the row of a file what its label says, if it has its name still. In one turn of the loop.
+
+        A process that publishes a file renames it before it commits its row. So if the file has its name
+        after the row was read, no row of a newer file was read; and one written since is not replaced.
+        `proven` by its bytes or by its size, None if by neither. Answers whether it was needed.
         """
-        now = self.find(row.key)
-        said = row.size_bytes, row.content_sha256
-        return now is not None and (now.size_bytes, now.content_sha256) == said
+        row, label = self.find(key), file.label
+        if label is None or not self._disk.has_name(key, file.inode):
+            return False
+        known = row
+        if row is None or not agrees(row, label):
+            used_at = max(label.stored_at, known.accessed_at if known is not None else 0)
+            row = row_of_label(key, label, known, used_at)
+            self._record(row, upload=True)
+            replaced = known.size_bytes if known is not None else 0
+            self._capacity.books.published(row.size_bytes, replaced)
+            log.debug("artifact_known_by_its_file", key=key, size=file.size, had_row=known is not None)
+        if proven is not None:
+            self._verified.add(file, row, surely=proven)
+        return row is not known
 
     def _row_of(self, key: str, inode: int) -> ArtifactAccess | None:
-        replacing = self._replacing.get(key)
-        if replacing is not None and replacing[0] == inode:
-            return replacing[1]
-        return self.find(key)
+        coming, row = self._replacing.get(key, (None, None))
+        return row if coming == inode else self.find(key)
 
-    async def quarantine(self, row: ArtifactAccess, file: OpenFile) -> None:
-        """Puts a file that contradicts its row out of reach, unless it was replaced meanwhile."""
-        log.error("artifact_damaged", key=row.key, size=file.size, expected_size=row.size_bytes)
-        async with self.alone(row.key):
-            if await self.threads.run(self._disk.quarantine, row.key, file.inode):
+    async def quarantine(self, key: str, row: ArtifactAccess | None, file: OpenFile) -> None:
+        """Puts a file that contradicts what is said of it out of reach, unless it was replaced meanwhile."""
+        expected = None if row is None else row.size_bytes
+        log.error("artifact_damaged", key=key, size=file.size, expected_size=expected)
+        async with self.alone(key):
+            if await self.threads.run(self._disk.quarantine, key, file.inode) and row is not None:
                 await self.forget(row)
 
     # --- storing ----------------------------------------------------------------------------------
@@ -254,19 +272,11 @@ class CacheArtifacts:
 
         Raises like `SQLiteBuffer.committed`.
         """
-        await self.acknowledged(self._taken_before(key))
-
-    def _taken_before(self, key: str) -> Taken:
-        upload = self._transfers.ticket_of_upload(key) if self._transfers is not None else None
-        return Taken(Stored.EXISTS, self._buffer.ticket_of(key), upload)
+        await self._rows.acknowledged(self._rows.before(key))
 
     async def acknowledged(self, taken: Taken) -> Stored:
         """Returns when it is durable by the rule of `ack`; raises like `SQLiteBuffer.committed`."""
-        if self._waits and taken.row is not None:
-            await self._buffer.committed(taken.row)
-        if self._waits and taken.upload is not None and self._transfers is not None:
-            await self._transfers.committed(taken.upload)
-        return taken.stored
+        return await self._rows.acknowledged(taken)
 
     def new_upload(self) -> Upload:
         """Something to receive an artifact in, for `take_in`."""
@@ -311,9 +321,7 @@ class CacheArtifacts:
 
     async def wait_for_room(self) -> None:
         """Returns when an artifact's rows would be accepted; raises like `SQLiteBuffer.wait_for_room`."""
-        await self._buffer.wait_for_room()
-        if self._transfers is not None:
-            await self._transfers.wait_for_room()
+        await self._rows.wait_for_room()
 
     async def publish(self, arrival: Arrival, room: Reservation) -> Taken:
         """Gives what was received in `room` its name and its row; the caller discards what is left."""
@@ -325,55 +333,63 @@ class CacheArtifacts:
             arrival.replace = arrival.replace or self.is_doomed(key)
             old = self.find(key)
             try:
-                row = await self.threads.run(self._finish, arrival, old)
-                if row is None:
+                row, standing = await self.threads.run(self._finish, arrival, old)
+                if standing is not None and self._stays(key, standing):
                     # Whoever stored it may still be waiting for its commit.
-                    return self._taken_before(key)
+                    return self._rows.before(key)
+                if standing is not None:
+                    await self.threads.run(upload.publish_over, key)
                 tickets = self._record(row, upload=not arrival.from_object_store)
             except BaseException:
-                # Without its row a file is nothing: not even one whose request was cancelled stays.
-                if upload.published:
-                    await self.threads.run(self._disk.delete, key)
+                # Not even the file of a request that was cancelled stays: its client was told nothing.
+                if upload.published is not None:
+                    await self.threads.run(self._disk.delete, key, upload.published)
                 raise
             finally:
                 self._replacing.pop(key, None)
             room.published(row.size_bytes, replaced=old.size_bytes if old else 0)
         return Taken(Stored.REPLACED if old else Stored.CREATED, *tickets)
 
+    def _stays(self, key: str, standing: Standing) -> bool:
+        """Whether a file that is whole keeps its name: not if a request to clean its project passed it by."""
+        label, row = standing.file.label, self.find(key)
+        if label is not None:
+            if not agrees(row, label) and not self._is_live(key, label):
+                return False
+            self.take_at_its_word(key, standing.file, standing.proven or None)
+        elif row is not None and standing.proven:
+            self._verified.add(standing.file, row)
+        return True
+
     def _record(self, row: ArtifactAccess, *, upload: bool) -> tuple[Ticket, Ticket | None]:
         """Tells the tables of a file that has its final name, all in one turn of the event loop."""
         self._verified.forget(row.key)
-        ticket = self._buffer.enqueue_nowait(row, past_bound=True)
+        tickets = self._rows.record(row, upload=upload)
         self.on_stored(row.key)
-        if not upload or self._transfers is None:
-            return ticket, None
-        return ticket, self._transfers.enqueue_upload_nowait(row.key)
+        return tickets
 
-    def _finish(self, arrival: Arrival, old: ArtifactAccess | None) -> ArtifactAccess | None:
-        """Gives the upload its final name; answers its row, None when another artifact keeps the name."""
-        key, upload = arrival.key, arrival.upload
-        file, inode = upload.finish(arrival.expected_sha256)
-        row = ArtifactAccess(key, file.size, now_us(), file.digest(), True, *arrival.origin)
+    def _finish(self, arrival: Arrival, old: ArtifactAccess | None) -> tuple[ArtifactAccess, Standing | None]:
+        """Gives the upload its name, unless a whole artifact has that: it is answered beside the row."""
+        key, upload, stored_at = arrival.key, arrival.upload, now_us()
+        file, inode = upload.finish(arrival.expected_sha256, stored_at)
+        row = ArtifactAccess(key, file.size, stored_at, file.digest(), True, *arrival.origin, stored_at)
         if old is not None:
-            # Readers who find the new file before the new row is known must not hold it against the old one.
+            # Readers who find the new file before the new row is known must not hold it against the old one,
+            # also where files say nothing of themselves.
             self._replacing[key] = (inode, row)
         if not arrival.replace:
-            upload.published = self._disk.publish_new(file, key)
-            if upload.published:
-                upload.discard()
-                return row
-            if old is not None and self._healing.stays(old, file, hash_up_to=VERIFY_MAX_BYTES):
-                return None
-        # A file without a row, or damaged, is healed like one that is to be replaced.
-        self._disk.publish_over(file, key)
-        upload.published = True
-        return row
+            if upload.publish_new(key):
+                return row, None
+            standing = self._healing.standing(key, old, file, hash_up_to=VERIFY_MAX_BYTES)
+            if standing is not None:
+                return row, standing
+        # A file that nobody vouches for, or damaged, is healed like one that is to be replaced.
+        upload.publish_over(key)
+        return row, None
 
     async def adopt(self, row: ArtifactAccess, *, upload: bool = True) -> None:
         """Takes a whole file that lies under its key without a row. The caller is `alone` with the key."""
-        await self._buffer.wait_for_room()
-        if upload and self._transfers is not None:
-            await self._transfers.wait_for_room()
+        await self._rows.wait_for_room(upload=upload)
         self._record(row, upload=upload)
         self._capacity.books.published(row.size_bytes, replaced=0)
 
@@ -382,6 +398,3 @@ class CacheArtifacts:
     def alone(self, key: str) -> asyncio.Lock:
         """Lets one task at a time change what is under a key. The lock lives as long as somebody has it."""
         return self.locks.of(key)
-
-
-SELECT_ROW = "SELECT size_bytes, last_accessed_at, content_sha256 FROM cache_artifacts WHERE key = ?"

@@ -42,6 +42,7 @@ from undercroft.storage.books import SharedBooks
 from undercroft.storage.capacity import Capacity, volume_of
 from undercroft.storage.disk import Disk
 from undercroft.storage.ledger import Entry
+from undercroft.storage.vouching import check_that_files_vouch
 from undercroft.supervisor import Crash, Supervisor
 from undercroft.telemetry.auth_metrics import AuthMetrics
 from undercroft.telemetry.buffer_metrics import BufferMetrics
@@ -269,6 +270,7 @@ class Node:
         self.port = bound.getsockname()[1]
         await self._check_object_store()
         self.disk.open_directories()
+        check_that_files_vouch(self.disk, alone=self._place is None)
         if self._place is not None:
             # Now that what the one before it had begun to write is swept.
             self._place.ledger.clear(self._place.number)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from undercroft.buffers.bufferable import BATCH_BYTES
@@ -88,6 +89,69 @@ def test_events_of_one_key_merge(
     assert list(state.accesses.values()) == accesses
     assert list(state.deletes.values()) == deletes
     assert TABLE.queue_stats(state) == TABLE.queue_stats(state_after(*accesses, *deletes))
+
+
+FOUND = msgspec.structs.replace(store(9, 5, DIGEST), stored_at=4, instead_of=3)
+
+
+@pytest.mark.parametrize(
+    ("events", "merged"),
+    [
+        ([store(1, 10), FOUND], msgspec.structs.replace(FOUND, instead_of=None)),  # in its place
+        ([access(1, 10), FOUND], FOUND),
+        ([FOUND, store(1, 10)], store(1, 10, DIGEST)),
+        ([FOUND, access(1, 10)], msgspec.structs.replace(FOUND, accessed_at=10)),
+        ([GONE, FOUND], FOUND),
+    ],
+)
+def test_what_is_found_merges_like_a_store(events: list[ArtifactEvent], merged: ArtifactEvent) -> None:
+    assert list(state_after(*events).accesses.values()) == [merged]
+
+
+def found_instead_of(stored_at: int | None) -> ArtifactAccess:
+    return msgspec.structs.replace(FOUND, instead_of=stored_at)
+
+
+async def test_what_is_found_takes_the_place_of_the_row_it_was_found_beside_only(rig: Rig) -> None:
+    assert await flushed(rig, found_instead_of(3)) is None  # that one is gone
+    await flushed(rig, msgspec.structs.replace(store(1, 10), stored_at=3))
+    for other in (0, 2):
+        unchanged = await flushed(rig, found_instead_of(other))
+        assert unchanged is not None
+        assert unchanged["size_bytes"] == 1
+    replaced = await flushed(rig, found_instead_of(3))
+    assert replaced is not None
+    assert (replaced["size_bytes"], replaced["content_sha256"]) == (9, DIGEST)
+
+
+async def test_what_is_found_without_a_row_makes_one(rig: Rig) -> None:
+    made = await flushed(rig, found_instead_of(0))
+    assert made is not None
+    assert made["size_bytes"] == 9
+
+
+async def test_a_row_of_before_there_was_a_time_of_storing_can_be_replaced(rig: Rig) -> None:
+    old = await flushed(rig, store(1, 10))
+    assert old is not None
+    await rig.database.write(
+        lambda connection: connection.execute("UPDATE cache_artifacts SET stored_at = NULL").fetchall()
+    )
+    replaced = await flushed(rig, found_instead_of(old["inserted_at"]))
+    assert replaced is not None
+    assert replaced["size_bytes"] == 9
+
+
+async def test_a_delete_of_one_store_leaves_another(rig: Rig) -> None:
+    await flushed(rig, msgspec.structs.replace(store(1, 10), stored_at=3))
+    assert await flushed(rig, ArtifactDelete("k", 2)) is not None
+    assert await flushed(rig, ArtifactDelete("k", 3)) is None
+
+
+async def test_an_access_does_not_change_the_size(rig: Rig) -> None:
+    await flushed(rig, store(5, 10, DIGEST))
+    row_ = await flushed(rig, access(1, 20))
+    assert row_ is not None
+    assert (row_["size_bytes"], row_["last_accessed_at"]) == (5, 20)
 
 
 def test_accesses_come_before_deletes() -> None:

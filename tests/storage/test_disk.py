@@ -18,7 +18,8 @@ from tests.support.disk_faults import ERRORS, fault
 from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
 from undercroft.errors import ClosedError, DataDirectoryError
-from undercroft.storage.disk import READ_BYTES, Disk, is_full, sha256_of
+from undercroft.storage.disk import Disk, is_full
+from undercroft.storage.open_file import READ_BYTES, sha256_of
 
 KEY = "acc/proj/xcode/ab/cd/abcdef"
 
@@ -28,7 +29,7 @@ def publish(disk: Disk, data: bytes, *, over: bool, key: str = KEY) -> bool:
     file = disk.temporary()
     try:
         file.write(data)
-        disk.finish(file)
+        disk.finish(file, 1)
         if over:
             disk.publish_over(file, key)
             return True
@@ -150,12 +151,14 @@ def test_short_writes_are_continued(disk: Disk, monkeypatch: pytest.MonkeyPatch)
 FAULTS: list[tuple[str, int, bool]] = [
     ("open", 0, False),
     ("write", 0, False),
+    ("setxattr", 0, False),
     ("fsync", 0, False),
     ("fsync", 1, False),
     ("link", 0, False),
     ("mkdir", 0, False),
     ("open", 0, True),
     ("write", 0, True),
+    ("setxattr", 0, True),
     ("fsync", 0, True),
     ("replace", 0, True),
     ("mkdir", 0, True),
@@ -183,7 +186,7 @@ def test_fault_leaves_nothing_behind(
     disk.close()
 
 
-@pytest.mark.parametrize("operation", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("operation", ["write", "setxattr", "fsync", "replace"])
 def test_fault_while_replacing_leaves_the_old_file(tmp_path: Path, operation: str) -> None:
     disk = Disk(tmp_path, fsync=True)
     disk.open_directories()
@@ -272,6 +275,69 @@ def test_file_that_replaced_a_damaged_one_is_not_quarantined(disk: Disk) -> None
     publish(disk, b"healed", over=True)
     assert not disk.quarantine(KEY, inode)
     assert content(disk) == b"healed"
+
+
+def replaced_in_between(disk: Disk, monkeypatch: pytest.MonkeyPatch, *, again: bool = False) -> None:
+    """Another process publishes between the look at a file and what is done to it; with `again` once more."""
+    really_rename = os.rename
+
+    def rename(source: str, target: str) -> None:
+        monkeypatch.setattr(os, "rename", really_rename)
+        publish(disk, b"fresh", over=True)
+        really_rename(source, target)
+        if again:
+            publish(disk, b"fresher", over=True)
+
+    monkeypatch.setattr(os, "rename", rename)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("act", ["delete", "quarantine"])
+def test_file_that_replaces_another_just_then_stays(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, again: bool
+) -> None:
+    publish(disk, b"old", over=True)
+    inode = (disk.artifacts / KEY).stat().st_ino
+    replaced_in_between(disk, monkeypatch, again=again)
+    assert not getattr(disk, act)(KEY, inode)
+    assert content(disk) == (b"fresher" if again else b"fresh")
+    assert temporary_files(tmp_path) == []
+    assert list((tmp_path / "quarantine").iterdir()) == []
+
+
+def test_only_the_file_that_was_meant_is_deleted(disk: Disk, tmp_path: Path) -> None:
+    publish(disk, b"old", over=True)
+    inode = (disk.artifacts / KEY).stat().st_ino
+    publish(disk, b"new", over=True)
+    assert disk.delete(KEY, inode) is None
+    assert content(disk) == b"new"
+    assert disk.delete(KEY, (disk.artifacts / KEY).stat().st_ino) == 3
+    assert disk.delete(KEY, inode) is None
+    assert artifact_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_published_file_says_what_it_is(disk: Disk, over: bool) -> None:
+    publish(disk, b"12345", over=over)
+    found = disk.look(KEY)
+    assert found is not None
+    assert found.label == (5, hashlib.sha256(b"12345").hexdigest(), 1, disk.boot)
+    assert found.fitting_label == found.label
+    assert disk.has_name(KEY, found.inode)
+    assert not disk.has_name(KEY, found.inode + 1)
+    assert not disk.has_name("acc/proj/xcode/ab/cd/other", found.inode)
+
+
+def test_where_no_attributes_are_kept_files_say_nothing(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    with fault("setxattr", errno.ENOTSUP):
+        disk.open_directories()
+        assert not disk.files_vouch
+        publish(disk, b"12345", over=False)
+    found = disk.look(KEY)
+    assert found is not None
+    assert found.label is None
+    disk.close()
 
 
 def test_quarantine_takes_the_longest_keys(disk: Disk, tmp_path: Path) -> None:

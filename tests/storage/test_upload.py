@@ -19,7 +19,7 @@ def test_small_upload_touches_the_disk_only_at_its_end(disk: Disk, tmp_path: Pat
     upload = Upload(disk)
     assert not upload.add(b"12345")
     assert temporary_files(tmp_path) == []
-    file, inode = upload.finish(None)
+    file, inode = upload.finish(None, 1)
     assert (file.size, upload.size) == (5, 5)
     assert Path(file.path).stat().st_ino == inode
     assert Path(file.path).read_bytes() == b"12345"
@@ -28,7 +28,7 @@ def test_small_upload_touches_the_disk_only_at_its_end(disk: Disk, tmp_path: Pat
 
 def test_empty_upload_is_an_empty_file(disk: Disk) -> None:
     upload = Upload(disk)
-    file, _ = upload.finish(hashlib.sha256().hexdigest())
+    file, _ = upload.finish(hashlib.sha256().hexdigest(), 1)
     assert Path(file.path).read_bytes() == b""
     upload.discard()
 
@@ -43,7 +43,7 @@ def test_paused_upload_goes_on_with_the_bytes_of_others(disk: Disk, tmp_path: Pa
     for other in others:
         first.append(other)
         assert not other.on_disk
-    file, _ = first.finish(hashlib.sha256(b"012").hexdigest())
+    file, _ = first.finish(hashlib.sha256(b"012").hexdigest(), 1)
     assert (Path(file.path).read_bytes(), first.size) == (b"012", 3)
     first.discard()
     assert temporary_files(tmp_path) == []
@@ -76,7 +76,7 @@ def test_memory_is_bounded_by_the_spool(disk: Disk) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    file, _ = upload.finish(None)
+    file, _ = upload.finish(None, 1)
     assert file.size == 16 << 20
     assert peak < 4 * SPOOL_BYTES
     upload.discard()
@@ -89,7 +89,7 @@ def test_bytes_keep_their_order(disk: Disk) -> None:
         whole += chunk
         if upload.add(chunk):
             upload.write_out()
-    file, _ = upload.finish(hashlib.sha256(whole).hexdigest())
+    file, _ = upload.finish(hashlib.sha256(whole).hexdigest(), 1)
     assert Path(file.path).read_bytes() == whole
     upload.discard()
 
@@ -100,7 +100,7 @@ def test_other_bytes_than_announced(disk: Disk, tmp_path: Path, size: int) -> No
     if upload.add(b"x" * size):
         upload.write_out()
     with pytest.raises(DigestMismatchError, match="nothing was stored"):
-        upload.finish("0" * 64)
+        upload.finish("0" * 64, 1)
     upload.discard()
     assert temporary_files(tmp_path) == []
     assert len(open_files(tmp_path)) == 1  # the lock

@@ -4,7 +4,7 @@ import pytest
 
 from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.storage import verified_files
-from undercroft.storage.disk import OpenFile
+from undercroft.storage.open_file import OpenFile
 from undercroft.storage.verified_files import VerifiedFiles
 
 FILE = OpenFile(descriptor=3, size=10, inode=7, modified_ns=1_000)

@@ -1,11 +1,14 @@
 """`undercroft` with a fault in it that SIGUSR1 sets off.
 
 Run as a script: `python crashing_node.py FAULT serve ...`. A fault is `worker NAME` in one word
-(`worker:http server`): that worker ends with an error; or `table:NAME`: every write of that
-buffer's table raises something that no SQLite ever raised, from then on.
+(`worker:http server`): that worker ends with an error; `table:NAME`: every write of that
+buffer's table raises something that no SQLite ever raised, from then on; or `name:over` and `name:new`:
+the process is killed as soon as a file has been given its name, in the place of another or not, so before
+its row is known to anybody.
 """
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
@@ -18,6 +21,7 @@ from undercroft.buffers.bufferable import Bufferable
 from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
 from undercroft.buffers.key_values import KeyValueBuffer
 from undercroft.buffers.s3_transfers import S3TransfersBuffer
+from undercroft.storage.disk import Disk, TemporaryFile
 from undercroft.supervisor import Supervisor
 
 FAULT = "injected fault"
@@ -68,7 +72,28 @@ def break_table(victim: str) -> None:
     table.write_batch = write_batch  # type: ignore[method-assign]
 
 
+def die_between_name_and_row(publish: str) -> None:
+    """SIGKILL in the thread that has just published a file, at the first one after SIGUSR1."""
+    method = f"publish_{publish}"
+    really_publish = getattr(Disk, method)
+    struck = False
+
+    def strike(*_: object) -> None:
+        nonlocal struck
+        struck = True
+        os.write(2, b'{"event": "struck"}\n')  # like a log record, for who waits for it
+
+    def publish_and_die(self: Disk, temporary: TemporaryFile, key: str) -> Any:
+        result = really_publish(self, temporary, key)
+        if struck:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    signal.signal(signal.SIGUSR1, strike)
+    setattr(Disk, method, publish_and_die)
+
+
 if __name__ == "__main__":
     kind, _, name = sys.argv.pop(1).partition(":")
-    {"worker": break_worker, "table": break_table}[kind](name)
+    {"worker": break_worker, "table": break_table, "name": die_between_name_and_row}[kind](name)
     cli.main()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-OPERATIONS = ("open", "write", "fsync", "link", "replace", "mkdir")
+OPERATIONS = ("open", "write", "setxattr", "fsync", "link", "replace", "mkdir")
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 

@@ -88,13 +88,11 @@ class Known:
     sent: set[bytes] = field(default_factory=set)
     """Digests of all that was ever sent."""
 
-    def allowed(self, *, missing: bool) -> list[bytes | None]:
-        """What may be found after a kill. `missing`: whether a write that was cut off may take all away."""
+    def allowed(self) -> list[bytes | None]:
+        """What may be found after a kill: what was acknowledged, or what came after it and was cut off."""
         found: list[bytes | None] = [self.acknowledged, *self.adoptable]
         if self.unanswered is not None:
             found.append(self.unanswered)
-            if missing:
-                found.append(None)
         return found
 
     def acknowledge(self, content: bytes) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.support.node_process import NodeProcess, node_process
 from tests.system.client import Client
 from tests.system.data_dir import files_under, query, stored_artifacts
-from tests.system.kill_load import Artifact, ArtifactWriter, KeyValueWriter, Load, Writer
+from tests.system.kill_load import ArtifactWriter, KeyValueWriter, Load, Writer
 
 ROUNDS = int(os.environ.get("UNDERCROFT_TEST_KILL_ROUNDS", "5"))
 
@@ -49,14 +49,11 @@ def check(client: Client, writers: list[Writer]) -> None:
     """Reads everything twice, and takes over what became of the writes that were cut off."""
     for writer in writers:
         for entry, known in writer.known.items():
-            # The file of a replacement and its row are two things; killed between them the node serves
-            # neither, because it cannot tell. Nobody was told that the new one is stored.
-            cut_off = isinstance(entry, Artifact) and entry.replace
             found = entry.get(client)
-            assert found in known.allowed(missing=cut_off), f"{entry}: {describe(found)}"
+            assert found in known.allowed(), f"{entry}: {describe(found)}"
             again = entry.get(client)
             # Reconcile may have adopted the whole file of a write that was never answered.
-            assert again == found or (found is None and again in known.allowed(missing=cut_off))
+            assert again == found or (found is None and again in known.allowed())
             known.settle(again)
 
 

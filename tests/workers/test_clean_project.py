@@ -306,10 +306,10 @@ async def test_a_file_that_cannot_be_deleted_keeps_no_other(
         await rig.store(b"old", key=key)
     really_delete = rig.disk.delete
 
-    def delete(key: str) -> int | None:
+    def delete(key: str, inode: int | None = None) -> int | None:
         if key == NEW:
             raise OSError(errno.EIO, "bad disk")
-        return really_delete(key)
+        return really_delete(key, inode)
 
     cleaner = rig.cleaner()
     await cleaner.request(*PROJECT)

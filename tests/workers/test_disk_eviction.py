@@ -786,10 +786,10 @@ async def test_after_a_failure_there_is_a_pause_however_many_ask(
 def cannot_delete(rig: ArtifactRig, monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     really_delete = rig.disk.delete
 
-    def delete(path: str) -> int | None:
-        if int(path.rsplit("/", 1)[1]) in numbers:
+    def delete(key: str, inode: int | None = None) -> int | None:
+        if int(key.rsplit("/", 1)[1]) in numbers:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return really_delete(path)
+        return really_delete(key, inode)
 
     monkeypatch.setattr(rig.disk, "delete", delete)
 

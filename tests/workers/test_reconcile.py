@@ -21,13 +21,15 @@ from tests.support.folders import artifact_files, files_under
 from tests.support.leaks import open_files
 from tests.support.reconcile_rig import FakeStore, FakeTime, ReconcileRig, cancelled, make_old
 from tests.test_artifacts import Gate
+from undercroft.artifact_rows import agrees
 from undercroft.buffers import BufferSettings
 from undercroft.clock import now_us
 from undercroft.database import Database
 from undercroft.errors import BufferFullError, ClosedError
 from undercroft.storage.boot import boot_id
-from undercroft.storage.disk import CheckedFile, Disk, identity_at
+from undercroft.storage.disk import Disk
 from undercroft.storage.layout import artifact_key
+from undercroft.storage.open_file import CheckedFile, identity_at
 from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 from undercroft.workers import reconcile_files, reconcile_round
@@ -388,6 +390,71 @@ async def test_an_upload_that_has_no_row_yet_is_left_to_its_writer(
     assert rig.accounts == (5, 0)
 
 
+# --- files that say what they are ---------------------------------------------------------------------
+
+
+async def labelled_without_row(rig: ReconcileRig) -> None:
+    """A file as a kill between its name and its row leaves it."""
+    await rig.store(b"12345", replace=True)
+    await rig.execute("DELETE FROM cache_artifacts")
+    await rig.execute("DELETE FROM s3_transfers")
+    rig.artifacts.open()
+
+
+async def test_a_file_that_says_what_it_is_is_taken_in_whatever_the_boot(tiered: ReconcileRig) -> None:
+    await labelled_without_row(tiered)
+    await tiered.power_loss()
+    assert await tiered.round() == {"adopted": 1}
+    assert store_of(tiered).asked == []
+    row = tiered.artifacts.find(KEY)
+    found = tiered.disk.look(KEY)
+    assert row is not None
+    assert found is not None
+    assert found.label is not None
+    assert agrees(row, found.label)
+    assert await tiered.queued() == [("upload", KEY)]
+    assert tiered.accounts == (5, 0)
+    assert await tiered.round() == {"agrees": 1}
+
+
+@pytest.mark.parametrize("damage", [b"1234\0", b"1234"])
+async def test_a_file_that_is_not_what_it_says_goes_though_it_is_of_this_boot(
+    rig: ReconcileRig, damage: bytes
+) -> None:
+    await labelled_without_row(rig)
+    await rig.of_this_boot()
+    rig.path().write_bytes(damage)
+    assert await rig.round() == {"removed": 1}
+    assert artifact_files(rig.folder) == []
+
+
+async def test_a_file_that_says_it_is_older_than_a_request_to_clean_goes(rig: ReconcileRig) -> None:
+    await labelled_without_row(rig)
+    found = rig.disk.look(KEY)
+    assert found is not None
+    assert found.label is not None
+    # Whatever its times are.
+    os.utime(rig.path(), (time.time() + 1_000, time.time() + 1_000))
+    sql = "INSERT INTO clean_jobs (account_handle, project_handle, requested_at, stage) VALUES (?, ?, ?, ?)"
+    await rig.execute(sql, "acc", "proj", found.label.stored_at, "done")
+    assert await rig.round() == {"removed": 1}
+
+
+@pytest.mark.parametrize("size", [3, 5])
+async def test_the_row_of_what_was_replaced_is_mended(rig: ReconcileRig, size: int) -> None:
+    await rig.store(b"12345", replace=True)
+    sql = "UPDATE cache_artifacts SET size_bytes = ?, content_sha256 = ?, stored_at = 7"
+    await rig.execute(sql, size, "0" * 64)
+    rig.artifacts.open()
+    await rig.power_loss()
+    assert await rig.round() == {"mended": 1}
+    await rig.artifacts.flush()
+    assert rig.rows() == {KEY: (5, sha256(b"12345"))}
+    assert rig.accounts == (5, 0)
+    assert files_under(rig.folder / "quarantine") == []
+    assert await rig.round() == {"agrees": 1}
+
+
 # --- what is not the node's --------------------------------------------------------------------------
 
 
@@ -674,7 +741,7 @@ async def test_only_what_was_in_memory_is_left_there(
     await rig.store(b"x" * 3_000_000)
     dropped: list[int] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _fd, _start, size, _advice: dropped.append(size))
-    monkeypatch.setattr("undercroft.storage.disk._is_cached", lambda _fd: cached)
+    monkeypatch.setattr("undercroft.storage.open_file._is_cached", lambda _fd: cached)
     assert await rig.round() == {"agrees": 1}
     assert sum(dropped) == (0 if cached else 3_000_000)
 

@@ -23,7 +23,11 @@ class ArtifactAccess(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `stored` tells the two apart: a store must reach the table, an access may be shed. Without a
     digest (64 lowercase hex digits of SHA-256) the table keeps the one it has. Only a store says who
-    wrote the artifact, with which tool and client.
+    wrote the artifact, with which tool and client, and when its bytes were there (`stored_at`); if it
+    does not, that is the time of its commit.
+
+    With `instead_of` it is what a file says of itself that somebody found: it takes the place of the row
+    that was `stored_at` that time, 0 for none, and of no other, which somebody has written meanwhile.
     """
 
     key: str
@@ -34,12 +38,15 @@ class ArtifactAccess(msgspec.Struct, frozen=True, array_like=True, gc=False):
     written_by: str | None = None
     tool: str | None = None
     user_agent: str | None = None
+    stored_at: int | None = None
+    instead_of: int | None = None
 
 
 class ArtifactDelete(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The artifact under `key` is gone."""
+    """The artifact under `key` is gone, or only the one that was `stored_at` that time if there is one."""
 
     key: str
+    stored_at: int | None = None
 
 
 ArtifactEvent: TypeAlias = ArtifactAccess | ArtifactDelete
@@ -119,10 +126,13 @@ class CacheArtifactsBuffer:
             connection.execute(DELETE, {"entries": as_json(entries)})
             return
         now = now_us()
-        stores = [entry for entry in entries if entry.stored]
+        stores = [entry for entry in entries if entry.stored and entry.instead_of is None]
+        found = [entry for entry in entries if entry.stored and entry.instead_of is not None]
         uses = [entry for entry in entries if not entry.stored]
-        if stores or not uses:
+        if stores or not (found or uses):
             connection.execute(UPSERT, {"entries": as_json(stores), "now": now})
+        if found:
+            connection.execute(PUT_IN_PLACE, {"entries": as_json(found), "now": now})
         if uses:
             connection.execute(USE, {"entries": as_json(uses), "now": now})
 
@@ -140,20 +150,23 @@ def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAcce
         return newer
     if older.stored and not newer.stored:
         return msgspec.structs.replace(older, accessed_at=max(older.accessed_at, newer.accessed_at))
+    if older.stored and newer.instead_of is not None:
+        # The row it was to replace is not written yet: what that was to replace, it replaces.
+        newer = msgspec.structs.replace(newer, instead_of=older.instead_of)
     if older.content_sha256 is not None and newer.content_sha256 is None:
         return msgspec.structs.replace(newer, content_sha256=older.content_sha256)
     return newer
 
 
-# "WHERE true" keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
+# A WHERE keeps SQLite from reading ON CONFLICT as a join constraint (https://sqlite.org/lang_upsert.html).
 # stored_at moves with stores only: what asks for it wants to know how old the bytes are.
-UPSERT = """
+_STORE = """
 INSERT INTO cache_artifacts
     (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at, stored_at,
      written_by, tool, user_agent)
-SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now, :now,
+SELECT value ->> 0, value ->> 1, value ->> 3, value ->> 2, :now, :now, coalesce(value ->> 8, :now),
     value ->> 5, value ->> 6, value ->> 7
-FROM json_each(:entries) WHERE true
+FROM json_each(:entries) WHERE {which}
 ON CONFLICT (key) DO UPDATE SET
     size_bytes = excluded.size_bytes,
     content_sha256 = coalesce(excluded.content_sha256, content_sha256),
@@ -165,6 +178,14 @@ ON CONFLICT (key) DO UPDATE SET
     user_agent = excluded.user_agent
 """
 
+UPSERT = _STORE.format(which="true")
+
+# In a statement of its own: to look into the table it writes to costs SQLite a copy of all entries.
+PUT_IN_PLACE = _STORE.format(
+    which="""value ->> 9 = coalesce(
+    (SELECT coalesce(a.stored_at, a.inserted_at) FROM cache_artifacts AS a WHERE a.key = value ->> 0), 0)"""
+)
+
 # What is only used makes no row and changes no size: another process may have deleted or replaced it. Half
 # the work of an upsert, too.
 USE = """
@@ -173,4 +194,10 @@ FROM (SELECT value ->> 0 AS key, value ->> 2 AS at FROM json_each(:entries)) AS 
 WHERE cache_artifacts.key = used.key
 """
 
-DELETE = "DELETE FROM cache_artifacts WHERE key IN (SELECT value ->> 0 FROM json_each(:entries))"
+# CROSS JOIN: the keys come first, each is looked up.
+DELETE = """
+DELETE FROM cache_artifacts WHERE id IN (
+    SELECT a.id FROM json_each(:entries) AS gone CROSS JOIN cache_artifacts AS a ON a.key = gone.value ->> 0
+    WHERE gone.value ->> 1 IS NULL OR gone.value ->> 1 = coalesce(a.stored_at, a.inserted_at)
+)
+"""

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from undercroft.artifacts import Taken
+from undercroft.artifact_rows import Taken
 from undercroft.errors import BadRequestError
 from undercroft.multipart.bounds import MAX_UPLOADS, OWNER_MAX_UPLOADS, Owner
 from undercroft.storage.capacity import Reservation

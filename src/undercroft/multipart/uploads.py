@@ -12,7 +12,8 @@ from contextlib import aclosing, contextmanager
 
 import structlog
 
-from undercroft.artifacts import CacheArtifacts, Taken
+from undercroft.artifact_rows import Taken
+from undercroft.artifacts import CacheArtifacts
 from undercroft.errors import (
     BufferFullError,
     CommitTimeoutError,

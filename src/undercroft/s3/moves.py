@@ -14,7 +14,10 @@ from undercroft.s3.object_store import ObjectStore
 from undercroft.s3.patience import in_time
 from undercroft.s3.transfers import S3Transfers, Transfer
 from undercroft.settings_sections import ObjectStoreSection
-from undercroft.storage.disk import Disk, OpenFile
+from undercroft.storage.disk import Disk
+from undercroft.storage.label import label_of
+from undercroft.storage.open_file import OpenFile
+from undercroft.storage.witnesses import Witness, Witnesses
 
 log = structlog.get_logger(__name__)
 
@@ -70,8 +73,11 @@ class Moves:
         # Alone: between the rename of a new file and its row the two would not belong together.
         async with self._artifacts.alone(key):
             row = self._artifacts.find(key)
-            file = None if row is None else self._disk.open(key)
-        if row is None or file is None:
+            file = self._disk.open(key)
+        label = None if file is None else label_of(file.descriptor)
+        if file is None or (row is None and label is None):
+            if file is not None:
+                os.close(file.descriptor)
             return await self._gone(key, row)
         # The descriptor is what is uploaded: a file that takes the name meanwhile has a row of its own.
         with os.fdopen(file.descriptor, "rb") as body:
@@ -79,8 +85,8 @@ class Moves:
             # Of every file, for all that its row says: a wrong object with the right digest beside it would
             # be taken for the right one by every upload to come.
             digest = await self._digest(file)
-            if file.size != row.size_bytes or row.content_sha256 not in (None, digest):
-                await self._artifacts.quarantine(row, file)
+            if not _is_whole(Witnesses(row, label, file.size), digest):
+                await self._artifacts.quarantine(key, row, file)
                 return await self._gone(key, row)
             if remote is not None and (remote.size, remote.content_sha256) == (file.size, digest):
                 return Outcome("skipped", answered=True)
@@ -165,3 +171,10 @@ class Moves:
             return Outcome("skipped")
         await in_time(self._store.delete([key]), self._answer_s, f"the delete of {key}")
         return Outcome("moved", answered=True)
+
+
+def _is_whole(said: Witnesses, digest: str) -> bool:
+    """Whether somebody vouches for these bytes; of an old row without a digest, for their number."""
+    if said.can_be_proven:
+        return said.by_digest(digest) is not Witness.CONTRADICTED
+    return said.label is None and said.fitting_row is not None

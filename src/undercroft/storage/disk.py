@@ -12,31 +12,16 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 from undercroft.durable import sync_directory
 from undercroft.errors import ClosedError, DataDirectoryError
+from undercroft.storage.boot import boot_id
+from undercroft.storage.label import Label, boot_mark, label_of, takes_labels, write_label
 from undercroft.storage.layout import artifact_path
-
-READ_BYTES = 1 << 20
-
-# A link is not followed, and a pipe not waited for, which would take the event loop along: neither is a
-# file of ours.
-OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-
-# What a symbolic link, a socket and a device without a driver answer to that.
-NO_FILE = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
-
-
-class OpenFile(NamedTuple):
-    """An open file; whoever has it closes the descriptor."""
-
-    descriptor: int
-    size: int
-    inode: int
-    modified_ns: int
+from undercroft.storage.open_file import NO_FILE, OPEN_FLAGS, READ_BYTES, FoundFile, OpenFile
 
 
 class TemporaryFile:
@@ -77,9 +62,11 @@ class TemporaryFile:
         """SHA-256 of what was written, 64 lowercase hex digits."""
         return self._hash.hexdigest()
 
-    def finish(self, *, fsync: bool) -> int:
-        """Closes the file and answers its inode."""
+    def finish(self, label: Label | None, *, fsync: bool) -> int:
+        """Gives the file its label, if any, and closes it; answers its inode. Raises OSError."""
         try:
+            if label is not None:
+                write_label(self._descriptor, label)
             if fsync:
                 os.fsync(self._descriptor)
             return os.fstat(self._descriptor).st_ino
@@ -115,6 +102,10 @@ class Disk:
         self._lock: int | None = None
         self._names = itertools.count()  # several threads draw from it
         self._fsync = fsync
+        self.boot = boot_mark(boot_id())
+        """This boot of the machine, as labels say it."""
+        self.files_vouch = False
+        """Whether the file system keeps what files say of themselves; known once the directories are open."""
 
     def open_directories(self) -> None:
         """Makes the directories, sweeps up after dead processes. Raises `DataDirectoryError`."""
@@ -134,6 +125,7 @@ class Disk:
         try:
             self._mine.mkdir()
             self._lock = _lock(self._mine)
+            self.files_vouch = takes_labels(f"{self._mine}/label")
             self._sweep()
         finally:
             os.close(turn)
@@ -194,9 +186,15 @@ class Disk:
             Path(final).unlink(missing_ok=True)
             raise
 
-    def finish(self, temporary: TemporaryFile) -> int:
-        """Closes a temporary file, through to the medium if so set; answers its inode."""
-        return temporary.finish(fsync=self._fsync)
+    def finish(self, temporary: TemporaryFile, stored_at: int) -> int:
+        """Labels a temporary file and closes it, through to the medium if so set; answers its inode.
+
+        `stored_at` in microseconds since the epoch. Raises OSError.
+        """
+        label = None
+        if self.files_vouch:
+            label = Label(temporary.size, temporary.digest(), stored_at, self.boot)
+        return temporary.finish(label, fsync=self._fsync)
 
     def open(self, key: str) -> OpenFile | None:
         """Opens an artifact for reading, None when there is none. Raises other OSErrors.
@@ -217,12 +215,38 @@ class Disk:
             return None
         return OpenFile(descriptor, status.st_size, status.st_ino, status.st_mtime_ns)
 
-    def delete(self, key: str) -> int | None:
-        """Removes an artifact; answers its size, None when there was none."""
-        path = Path(artifact_path(self.artifacts, key))
+    def look(self, key: str) -> FoundFile | None:
+        """What is known of an artifact's file without reading it, None when there is none. Raises OSError."""
+        file = self.open(key)
+        if file is None:
+            return None
         try:
-            size = path.stat().st_size
-            path.unlink()
+            return FoundFile.of(file, label_of(file.descriptor))
+        finally:
+            os.close(file.descriptor)
+
+    def has_name(self, key: str, inode: int) -> bool:
+        """Whether that file has the name of the artifact now. Quick."""
+        try:
+            return os.lstat(artifact_path(self.artifacts, key)).st_ino == inode
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def delete(self, key: str, inode: int | None = None) -> int | None:
+        """Removes an artifact; answers its size, None when there was none.
+
+        With `inode` only that file: not one that another process publishes at this moment.
+        """
+        path = artifact_path(self.artifacts, key)
+        if inode is not None:
+            aside = f"{self._mine}/{next(self._names)}"
+            size = self._take(path, aside, inode)
+            if size is not None:
+                os.unlink(aside)
+            return size
+        try:
+            size = os.stat(path).st_size
+            os.unlink(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return size
@@ -237,27 +261,31 @@ class Disk:
 
     def quarantine(self, key: str, inode: int) -> bool:
         """Moves a damaged file out of reach, for a person to look at; not one that has replaced it."""
-        path = Path(artifact_path(self.artifacts, key))
+        aside = f"{self._quarantine}/{uuid.uuid4().hex}-{quote(key, safe='')[-180:]}"
+        return self._take(artifact_path(self.artifacts, key), aside, inode) is not None
+
+    def _take(self, path: str, aside: str, inode: int) -> int | None:
+        """Moves exactly this file aside; answers its size, None if another one has its name by now."""
         try:
-            if path.stat().st_ino != inode:
-                return False
-            path.replace(self._quarantine / f"{uuid.uuid4().hex}-{quote(key, safe='')[-180:]}")
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+            if os.stat(path).st_ino != inode:
+                return None
+            os.rename(path, aside)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        status = os.stat(aside)
+        if status.st_ino == inode:
+            return status.st_size
+        # Another process gave the name to its file between the two: that gets it back, unless the name
+        # has been given to a newer one since.
+        with suppress(FileExistsError):
+            os.link(aside, path)
+        os.unlink(aside)
+        return None
 
     def is_shared(self) -> bool:
         """Whether another living process works in the same data directory. Blocks."""
         others = (directory for directory in self._temporaries.iterdir() if directory != self._mine)
         return any(directory.is_dir() and not _is_abandoned(directory) for directory in others)
-
-
-def sha256_of(file: OpenFile) -> str:
-    """SHA-256 of an open file, 64 lowercase hex digits. Blocks."""
-    digest = hashlib.sha256()
-    for offset in range(0, file.size, READ_BYTES):
-        digest.update(os.pread(file.descriptor, READ_BYTES, offset))
-    return digest.hexdigest()
 
 
 def _lock(directory: Path, flags: int = 0) -> int:
@@ -304,86 +332,3 @@ def _remove_directory(path: str, key: str) -> None:
 def is_full(error: OSError) -> bool:
     """Whether the file system had no room (or no quota) left."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-class Identity(NamedTuple):
-    """Tells a file from every other that ever had its name, as long as it is held open."""
-
-    inode: int
-    size: int
-    modified_ns: int
-    changed_ns: int
-    """When it last got or lost a name, among other things. Unlike `modified_ns` nobody can set it."""
-
-    @staticmethod
-    def of(status: os.stat_result) -> "Identity":
-        """What the system says of a file."""
-        return Identity(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-class CheckedFile:
-    """A file that is held open while it is looked at. Leave it by `close`, whatever happened."""
-
-    identity = Identity(0, 0, 0, 0)
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._descriptor = -1
-        self._drop_cache = False
-
-    def open(self) -> bool:
-        """Opens it; answers whether it is there. Raises OSError, also for what is no regular file. Blocks."""
-        try:
-            self._descriptor = os.open(self.path, OPEN_FLAGS)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", self.path)
-        self.identity = Identity.of(status)
-        # Whoever reads a file begins at its beginning: if that is not in memory nobody did lately.
-        self._drop_cache = not _is_cached(self._descriptor)
-        return True
-
-    @property
-    def file(self) -> OpenFile:
-        """The same for who serves it."""
-        found = self.identity
-        return OpenFile(self._descriptor, found.size, found.inode, found.modified_ns)
-
-    def is_still_there(self) -> bool:
-        """Whether this very file, unchanged, still has its name. Raises OSError. Blocks."""
-        return identity_at(self.path) == self.identity
-
-    def hash_piece(self, digest: "hashlib._Hash", offset: int, length: int) -> int:
-        """Adds a piece to a digest; answers its bytes, 0 at the end. Raises OSError. Blocks."""
-        piece = os.pread(self._descriptor, length, offset)
-        digest.update(piece)
-        if self._drop_cache:
-            # What nobody asked for must not push out of memory what is asked for.
-            os.posix_fadvise(self._descriptor, offset, len(piece), os.POSIX_FADV_DONTNEED)
-        return len(piece)
-
-    def close(self) -> None:
-        """Closes it. Idempotent."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def identity_at(path: str) -> Identity | None:
-    """The identity of what has this name now, links not followed; None if nothing has. Blocks."""
-    try:
-        return Identity.of(os.lstat(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _is_cached(descriptor: int) -> bool:
-    try:
-        os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # the file system cannot say: its memory is left alone
-    return True

@@ -17,6 +17,11 @@ class KeyLocks:
             lock = self._locks[key] = asyncio.Lock()
         return lock
 
+    def is_taken(self, key: str) -> bool:
+        """Whether somebody changes what is under the key now."""
+        lock = self._locks.get(key)
+        return lock is not None and lock.locked()
+
     async def at_rest(self, prefix: str) -> None:
         """Returns when every change under keys with this prefix that goes on now is over."""
         for key, lock in list(self._locks.items()):

@@ -24,8 +24,9 @@ class Upload:
         self._spool: list[bytes] = []
         self._spooled = 0
         self.size = 0
-        self.published = False
-        """Whether the file has its final name; it is the publisher who says so."""
+        self._inode = 0
+        self.published: int | None = None
+        """The inode of the file once it has its final name."""
 
     def add(self, chunk: bytes) -> bool:
         """Takes a chunk; answers whether it is time for `write_out`."""
@@ -53,13 +54,32 @@ class Upload:
         assert self._file is not None  # noqa: S101  # only asked for after write_out
         return os.open(self._file.path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def finish(self, expected_sha256: str | None) -> tuple[TemporaryFile, int]:
-        """Writes the rest; answers the closed file and its inode. Blocks.
+    def finish(self, expected_sha256: str | None, stored_at: int) -> tuple[TemporaryFile, int]:
+        """Writes the rest; answers the closed file, which says when it was stored, and its inode. Blocks.
 
-        Raises `DigestMismatchError` if the bytes are not those the client announced.
+        Raises `DigestMismatchError` if the bytes are not those the client announced, OSError.
         """
         file = self._whole(expected_sha256)
-        return file, self._disk.finish(file)
+        self._inode = self._disk.finish(file, stored_at)
+        return file, self._inode
+
+    def publish_new(self, key: str) -> bool:
+        """Gives the finished file its final name unless somebody has it; answers whether it did. Blocks.
+
+        Raises like `Disk.publish_new`.
+        """
+        assert self._file is not None  # noqa: S101  # finish had it
+        if not self._disk.publish_new(self._file, key):
+            return False
+        self.published = self._inode
+        self.discard()
+        return True
+
+    def publish_over(self, key: str) -> None:
+        """Gives the finished file its name, whatever has it. Blocks; raises like `Disk.publish_over`."""
+        assert self._file is not None  # noqa: S101  # finish had it
+        self._disk.publish_over(self._file, key)
+        self.published = self._inode
 
     def _whole(self, expected_sha256: str | None) -> TemporaryFile:
         self.write_out()

@@ -1,28 +1,13 @@
 """Which files were found to be what their rows say, so that they need not be asked about again."""
 
 import threading
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from undercroft.storage.disk import OpenFile
+from undercroft.storage.open_file import FoundFile, OpenFile
+from undercroft.storage.witnesses import Row
 
 # About 300 bytes each. Files beyond that are looked up in the database again, which is only slower.
 MAX_FILES = 100_000
-
-
-class Row(Protocol):
-    """What a row says of its file, whatever else it holds."""
-
-    @property
-    def key(self) -> str:
-        """The key of the file."""
-
-    @property
-    def size_bytes(self) -> int:
-        """The size it must have."""
-
-    @property
-    def content_sha256(self) -> str | None:
-        """The digest it must have, 64 lowercase hex digits; None where that is not known."""
 
 
 RowT = TypeVar("RowT", bound=Row)
@@ -58,7 +43,7 @@ class VerifiedFiles(Generic[RowT]):
             return None
         return known.row if known.row.size_bytes == file.size else None
 
-    def add(self, file: OpenFile, row: RowT, *, surely: bool = True) -> None:
+    def add(self, file: OpenFile | FoundFile, row: RowT, *, surely: bool = True) -> None:
         """Remembers; forgets the file that was added first when there are too many.
 
         Not `surely`: by its size alone, though its row says more.

@@ -74,6 +74,10 @@ class CleanJobs:
         row = self._database.find(CUTOFF, account, project)
         return None if row is None else int(row[0])
 
+    def requested_since(self, account: str, project: str, at: int) -> bool:
+        """Whether what was written at that time was to go by a request, done or not. One point query."""
+        return self._database.find(REQUESTED_SINCE, account, project, at) is not None
+
     def unfinished_ids(self) -> set[int]:
         """The jobs that are not done. The table is short: few jobs wait, and few finished ones are kept."""
         row = self._database.find(UNFINISHED_IDS)
@@ -154,6 +158,11 @@ SELECT id FROM clean_jobs WHERE account_handle = ? AND project_handle = ? ORDER 
 CUTOFF = """
 SELECT requested_at FROM clean_jobs
 WHERE account_handle = ? AND project_handle = ? AND stage <> 'done' ORDER BY id DESC LIMIT 1
+"""
+
+REQUESTED_SINCE = """
+SELECT 1 FROM clean_jobs
+WHERE account_handle = ? AND project_handle = ? AND requested_at >= ? LIMIT 1
 """
 
 UNFINISHED_IDS = "SELECT json_group_array(id) FROM clean_jobs WHERE stage <> 'done'"

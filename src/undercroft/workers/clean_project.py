@@ -93,10 +93,13 @@ class CleanProject:
             "transfers": node.transfers,
         }
         if target.object_store is not None:
-            objects = ObjectStage(target.object_store, self._jobs, target.transfers, node.is_newer)
+            objects = ObjectStage(
+                target.object_store, self._jobs, target.transfers, target.artifacts.is_newer
+            )
             self._stages["objects"] = objects.remove
-        self._is_newer = node.is_newer
+        self._is_newer = target.artifacts.is_newer
         target.artifacts.is_doomed = self._is_doomed
+        target.artifacts.was_cleaned = self._was_cleaned
         self._runs: dict[Project, CleanRun] = {}
         self._arriving: Counter[Project] = Counter()
         self._cleanings: Counter[Project] = Counter()
@@ -142,6 +145,10 @@ class CleanProject:
         """Whether an artifact that is there will go: whoever stores it again must not hear "exists"."""
         cutoff = self._jobs.cutoff(*_project_of(key))
         return cutoff is not None and not self._is_newer(key, cutoff)
+
+    def _was_cleaned(self, key: str, stored_at: int) -> bool:
+        """Whether a file that no row knows is older than a request: who carried it out did not find it."""
+        return self._jobs.requested_since(*_project_of(key), stored_at)
 
     # --- requests ---------------------------------------------------------------------------------
 

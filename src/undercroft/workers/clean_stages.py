@@ -72,15 +72,6 @@ class NodeStages:
         self._disk = disk
         self._in_work = in_work
 
-    def is_newer(self, key: str, cutoff: int) -> bool:
-        """Whether an artifact is here that was stored after the request. At most two point queries."""
-        row = self._artifacts.find(key)
-        if row is None or row.stored:
-            # A store that is not committed: the request committed all that there was before it.
-            return row is not None
-        stored_at = self._node.find(STORED_AT, key)
-        return stored_at is not None and stored_at[0] > cutoff
-
     # --- key values -------------------------------------------------------------------------------
 
     async def key_values(self, run: CleanRun) -> None:
@@ -132,13 +123,16 @@ class NodeStages:
     async def _evict_if_old(self, key: str, cutoff: int) -> bool:
         async with self._artifacts.alone(key):
             # Asked again: it may have been stored anew since it was found.
-            if self.is_newer(key, cutoff):
+            if self._artifacts.is_newer(key, cutoff):
                 return False
             row = self._artifacts.find(key)
-            freed = await self._artifacts.threads.run(self._disk.delete, key)
+            file = await self._artifacts.threads.run(self._disk.look, key)
+            if file is not None:
+                # Only that: another process may be giving the name to a new one.
+                await self._artifacts.threads.run(self._disk.delete, key, file.inode)
             if row is not None:
                 await self._artifacts.forget(row)
-        return row is not None or freed is not None
+        return row is not None or file is not None
 
     # --- transfers --------------------------------------------------------------------------------
 
@@ -153,7 +147,11 @@ class NodeStages:
         while after is not None:
             values = {"key": after[0], "id": after[1], "end": end_of(run.prefix), "cutoff": run.cutoff}
             page = await self._node.read(partial(_queued_transfers, values=values))
-            old = [id_ for id_, kind, key in page if kind != "upload" or not self.is_newer(key, run.cutoff)]
+            old = [
+                id_
+                for id_, kind, key in page
+                if kind != "upload" or not self._artifacts.is_newer(key, run.cutoff)
+            ]
             # In the same turn of the event loop: an upload that is queued again from here on is inserted
             # by the writer after this, and cannot vanish into a row that is about to go.
             await self._node.write(partial(_delete_transfers, ids=old))
@@ -242,8 +240,6 @@ SELECT json_group_array(id) FILTER (WHERE old), coalesce(sum(old), 0), max(key) 
 """
 
 DELETE_KEY_VALUES = "DELETE FROM key_value_entries WHERE id IN (SELECT value FROM json_each(?))"
-
-STORED_AT = "SELECT coalesce(stored_at, inserted_at) FROM cache_artifacts WHERE key = ?"
 
 STORED_ARTIFACTS = """
 SELECT key, coalesce(stored_at, inserted_at) FROM cache_artifacts

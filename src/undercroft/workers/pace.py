@@ -5,8 +5,8 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable
 
-from undercroft.storage.disk import READ_BYTES, CheckedFile
 from undercroft.storage.disk_threads import DiskThreads
+from undercroft.storage.open_file import READ_BYTES, CheckedFile
 
 # Shorter pauses are put off until they add up: to sleep for each of thousands of files costs more than to
 # look at it. What is idle saves up as much.

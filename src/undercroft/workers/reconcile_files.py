@@ -12,9 +12,13 @@ from undercroft.database import Database
 from undercroft.errors import ObjectStoreError
 from undercroft.hydration import Cleaning
 from undercroft.s3.object_store import ObjectStore, RemoteObject
-from undercroft.storage.disk import CheckedFile, Disk
+from undercroft.storage.disk import Disk
+from undercroft.storage.label import Label
 from undercroft.storage.layout import artifact_path, digest_in
+from undercroft.storage.open_file import CheckedFile
 from undercroft.storage.tree import Listing, TreeWalk, remove_if_unused
+from undercroft.storage.witnesses import Witnesses
+from undercroft.workers.clean_jobs import CleanJobs
 from undercroft.workers.pace import Clock, Pace, PacedDigest
 from undercroft.workers.reconcile_round import Round
 
@@ -32,6 +36,8 @@ class Verdict(NamedTuple):
 
     content_sha256: str | None
     """Its digest if it is whole; None if nobody can say so."""
+    label: Label | None = None
+    """What it says of itself, if its own word was taken."""
     upload: bool = True
     """Whether the object store is to get it."""
 
@@ -42,9 +48,10 @@ REMOVE = Verdict(None)
 class FileCheck:
     """Looks at every file in the tree of artifacts. Those with a row are `RowCheck`'s.
 
-    A file gets its name only when it is complete, so it is whole unless the machine lost power before
-    the kernel had written it: one of this boot is taken in. An older one must be proven whole, by its
-    name or by what the object store says of it.
+    A file says what its bytes must be. One that does not, because an earlier version of the node or a file
+    system without attributes stored it, is whole unless the machine lost power before the kernel had written
+    it: one of this boot is taken in. An older one, or one that is not what it says, must be proven whole by
+    its name or by what the object store says of it.
     """
 
     def __init__(
@@ -62,7 +69,7 @@ class FileCheck:
     ) -> None:
         self._artifacts = artifacts
         self._disk = disk
-        self._database = database
+        self._jobs = CleanJobs(database)
         self._store = object_store
         self._digests = digests
         self._pace = pace
@@ -141,21 +148,27 @@ class FileCheck:
 
     async def _judge(self, round_: Round, key: str, file: CheckedFile) -> Verdict | None:
         """What is to become of the file; None if that cannot be said now."""
-        if self._was_cleaned(key, file):
+        label = Witnesses(None, file.label, file.identity.size).fitting_label
+        if self._was_cleaned(
+            key, label.stored_at if label is not None else file.identity.modified_ns // 1_000
+        ):
             return REMOVE
         named = digest_in(key)
         if named is not None:
             digest = await self._digests.of(file)
-            return Verdict(digest) if digest == named else REMOVE
-        if self._is_of_this_boot(file):
+            return Verdict(digest, label) if digest == named else REMOVE
+        if label is not None:
+            digest = await self._digests.of(file)
+            if digest == label.content_sha256:
+                return Verdict(digest, label)
+        elif file.label is None and self._is_of_this_boot(file):
             return Verdict(await self._digests.of(file))
         return await self._ask_store(round_, key, file)
 
-    def _was_cleaned(self, key: str, file: CheckedFile) -> bool:
+    def _was_cleaned(self, key: str, written_at: int) -> bool:
         """Whether its project was cleaned after it was written: with a row of today it would outlive that."""
         account, project, _ = key.split("/", 2)
-        written_at = file.identity.modified_ns // 1_000
-        return self._database.find(CLEANED_SINCE, account, project, written_at) is not None
+        return self._jobs.requested_since(account, project, written_at)
 
     def _is_of_this_boot(self, file: CheckedFile) -> bool:
         """Whether the file was written and got its name since the node first started in this boot.
@@ -200,12 +213,7 @@ class FileCheck:
             return
         # Eviction goes by the last use; nothing is known of one but that it was stored.
         used_at = min(file.identity.modified_ns // 1_000, now_us())
-        row = ArtifactAccess(key, size, used_at, digest, stored=True)
+        stored_at = None if verdict.label is None else verdict.label.stored_at
+        row = ArtifactAccess(key, size, used_at, digest, stored=True, stored_at=stored_at, instead_of=0)
         await self._artifacts.adopt(row, upload=verdict.upload)
         round_.tell_adopted(key, size)
-
-
-CLEANED_SINCE = """
-SELECT 1 FROM clean_jobs
-WHERE account_handle = ? AND project_handle = ? AND requested_at >= ? LIMIT 1
-"""

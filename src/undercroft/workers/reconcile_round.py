@@ -30,7 +30,7 @@ DATABASE_PAUSE_S = 1.0
 MOST_REPORTS = 1_000
 
 Stage = Literal["files", "rows"]
-Found = Literal["agrees", "adopted", "removed", "row_without_file", "damaged"]
+Found = Literal["agrees", "adopted", "removed", "mended", "row_without_file", "damaged"]
 
 
 class Reported:
@@ -130,6 +130,7 @@ class Round:
             "directories_removed": self.directories_removed,
             "rows": self.rows,
             "agree": self.found["agrees"],
+            "rows_mended": self.found["mended"],
             "rows_without_file": self.found["row_without_file"],
             "damaged": self.found["damaged"],
             "left": self.left,

@@ -4,13 +4,16 @@ from functools import partial
 
 import apsw
 
+from undercroft.artifact_rows import agrees
 from undercroft.artifacts import CacheArtifacts
 from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.database import Database
 from undercroft.s3.transfers import S3Transfers
-from undercroft.storage.disk import CheckedFile, Disk, identity_at
+from undercroft.storage.disk import Disk
 from undercroft.storage.layout import artifact_path
+from undercroft.storage.open_file import CheckedFile, FoundFile, identity_at
 from undercroft.storage.tree import is_artifact_key
+from undercroft.storage.witnesses import Witness, Witnesses
 from undercroft.workers.pace import Pace, PacedDigest
 from undercroft.workers.reconcile_round import Round
 
@@ -21,8 +24,9 @@ SLICE_ROWS = 200
 class RowCheck:
     """Looks at the file of every row, and at its bytes where their digest is known.
 
-    A row whose file is gone is forgotten, a file that contradicts its row goes into quarantine. What the
-    object store has can be fetched again: the first when it is asked for, the other at once.
+    A row whose file is gone is forgotten, one whose file is another, whole one by its own word is made that
+    one's. A file that contradicts its row goes into quarantine. What the object store has can be fetched
+    again: the first when it is asked for, the last at once.
     """
 
     def __init__(
@@ -65,17 +69,30 @@ class RowCheck:
         try:
             if not await self._artifacts.threads.run(file.open):
                 await self._forget(round_, key)
-            elif await self._agrees(row, file):
-                round_.tell("agrees")
-            else:
+                return
+            witness = await self._witness(row, file)
+            if witness is Witness.CONTRADICTED:
                 await self._set_aside(round_, row, file)
+            elif witness is Witness.LABEL and file.label is not None and not agrees(row, file.label):
+                await self._mend_row(round_, key, file)
+            else:
+                round_.tell("agrees")
         finally:
             file.close()
 
-    async def _agrees(self, row: ArtifactAccess, file: CheckedFile) -> bool:
-        if row.size_bytes != file.identity.size:
-            return False
-        return row.content_sha256 is None or row.content_sha256 == await self._digests.of(file)
+    async def _witness(self, row: ArtifactAccess, file: CheckedFile) -> Witness:
+        """Who vouches for the file. Its bytes are read where that can tell, whatever their number."""
+        said = Witnesses(row, file.label, file.identity.size)
+        if said.can_be_proven:
+            return said.by_digest(await self._digests.of(file))
+        return said.by_size(self._disk.boot)
+
+    async def _mend_row(self, round_: Round, key: str, file: CheckedFile) -> None:
+        """Makes the row that of the file: whoever replaced it was killed before it was committed."""
+        async with self._artifacts.alone(key):
+            await self._artifacts.wait_for_room()
+            if self._artifacts.take_at_its_word(key, FoundFile.of(file.file, file.label)):
+                round_.tell("mended")
 
     async def _forget(self, round_: Round, key: str) -> None:
         """Forgets the row if the file is still missing now that nobody changes it."""
@@ -97,7 +114,7 @@ class RowCheck:
             same = now is not None and _content(now) == _content(row)
             if not same or not await self._artifacts.threads.run(file.is_still_there):
                 return
-        await self._artifacts.quarantine(row, file.file)
+        await self._artifacts.quarantine(row.key, row, file.file)
         if self._artifacts.find(row.key) is not None:
             return  # replaced since
         round_.tell("damaged")
