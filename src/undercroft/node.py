@@ -26,7 +26,7 @@ from undercroft.buffers import SQLiteBuffer
 from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
 from undercroft.buffers.key_values import KeyValueBuffer
 from undercroft.buffers.s3_transfers import S3TransfersBuffer
-from undercroft.config import Settings
+from undercroft.config import Settings, url_of
 from undercroft.database import Database
 from undercroft.database.schema import KEY_VALUES, NODE
 from undercroft.errors import ObjectStoreError, RowsLostError
@@ -377,11 +377,6 @@ class Node:
             log.exception("drain_failed", buffer=buffer.name)
             self.failed_drain = self.failed_drain or Crash(f"buffer {buffer.name}", error)
         return None
-
-
-def url_of(host: str, port: int) -> str:
-    """Where a node listens."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @asynccontextmanager

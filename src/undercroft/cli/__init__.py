@@ -3,22 +3,26 @@
 import typer
 
 import undercroft
-from undercroft.cli import backup, check, config, doctor, inspect, serve, setup, token, transfers
+from undercroft.cli import backup, check, config, doctor, inspect, serve, setup, status, token, transfers
 
 # Pretty exceptions would draw boxes into a log, with the values of local variables in them.
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
-app.command(name="serve")(serve.serve)
-app.command(name="check")(check.check)
-app.command(name="backup")(backup.backup)
-app.command(name="restore")(backup.restore)
-app.command(name="doctor")(doctor.doctor)
-app.command(name="inspect")(inspect.inspect)
-app.command(name="setup")(setup.setup)
-app.add_typer(config.app, name="config")
-app.add_typer(token.app, name="token")
-app.add_typer(transfers.app, name="transfers")
+
+RUN, LOOK, CARE = "Run a node", "Look at it", "Take care of its data"
+
+app.command(name="serve", rich_help_panel=RUN)(serve.serve)
+app.add_typer(config.app, name="config", rich_help_panel=RUN)
+app.add_typer(token.app, name="token", rich_help_panel=RUN)
+app.command(name="setup", rich_help_panel=RUN)(setup.setup)
+app.command(name="status", rich_help_panel=LOOK)(status.status)
+app.command(name="doctor", rich_help_panel=LOOK)(doctor.doctor)
+app.command(name="inspect", rich_help_panel=LOOK)(inspect.inspect)
+app.add_typer(transfers.app, name="transfers", rich_help_panel=LOOK)
+app.command(name="check", rich_help_panel=CARE)(check.check)
+app.command(name="backup", rich_help_panel=CARE)(backup.backup)
+app.command(name="restore", rich_help_panel=CARE)(backup.restore)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from undercroft.cli.node_database import database_path
 from undercroft.cli.output import size
-from undercroft.config import Settings, without_effect
+from undercroft.config import Settings, listening_url, without_effect
 from undercroft.database.schema import KEY_VALUES, NODE, check_file
 from undercroft.database.upkeep import size_on_disk
 from undercroft.errors import ObjectStoreError, SettingsError, UndercroftError
@@ -198,8 +198,7 @@ def of_address(settings: Settings) -> Iterator[Finding]:
 
 def _taken(settings: Settings) -> Finding:
     """Somebody listens: a node, one with trouble, or another program."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104  # compared only
-    url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    url = listening_url(settings)
     try:
         answer = httpx.get(f"{url}/up", timeout=ANSWER_S, trust_env=False)
     except httpx.HTTPError as error:

@@ -31,14 +31,19 @@ def console() -> Console:
     return found
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A row of cells for each; brackets in them are brackets."""
-    table = Table(box=None, pad_edge=False)
+    made = Table(box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        made.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    console().print(table)
+        made.add_row(*map(Text, row))
+    return made
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a `table`."""
+    console().print(table(headings, rows))
 
 
 def print_json(value: Any) -> None:

@@ -18,8 +18,7 @@ from typing import NoReturn
 
 import structlog
 
-from undercroft.config import Settings
-from undercroft.node import url_of
+from undercroft.config import Settings, url_of
 from undercroft.processes.place import Place
 from undercroft.server import bind
 from undercroft.storage.ledger import Entry, Ledger
