@@ -1,4 +1,4 @@
-"""Ranges and conditions as RFC 9110 has them, slowly: byte by byte, with nothing of the node in it."""
+"""Ranges and conditions as RFC 9110 has them, slowly and with nothing of the node in it."""
 
 from typing import NamedTuple
 
@@ -15,12 +15,11 @@ class Asked(NamedTuple):
     first: int | None
     last: int | None
 
-    def positions(self, size: int) -> list[int]:
-        """The positions of the bytes that are to be sent; none: it cannot be satisfied."""
-        if self.first is None:
-            assert self.last is not None
-            return list(range(size))[-self.last :] if self.last else []
-        return [at for at in range(size) if at >= self.first and (self.last is None or at <= self.last)]
+    def positions(self, size: int) -> range:
+        """The positions of the bytes that are to be sent; none: it cannot be satisfied (14.1.2)."""
+        if self.first is not None:
+            return range(size)[self.first : None if self.last is None else self.last + 1]
+        return range(size)[-self.last :] if self.last else range(0)
 
 
 def asked_by(header: bytes) -> Asked | None:
