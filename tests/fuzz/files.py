@@ -4,9 +4,10 @@ import ipaddress
 import os
 import tempfile
 import tomllib
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 
@@ -16,7 +17,7 @@ from undercroft.buffers.cache_artifacts import CacheArtifactsBuffer
 from undercroft.buffers.key_values import WRITES, KeyValueBuffer, KeyValueWrite
 from undercroft.buffers.s3_transfers import S3TransfersBuffer
 from undercroft.buffers.spill import FORMAT, UNSEALED_FORMAT, read_spill, write_spill
-from undercroft.config import Settings, load
+from undercroft.config import Settings, environment_name, every_setting, load
 from undercroft.errors import SettingsError, UndercroftError
 
 TYPES: dict[str, type[msgspec.Struct]] = {
@@ -31,6 +32,10 @@ def _folder(_pid: int) -> tempfile.TemporaryDirectory[str]:
     """A folder of the process, which goes with it; in memory, where there is such a place."""
     place = Path("/dev/shm")
     return tempfile.TemporaryDirectory(prefix="undercroft-fuzz-", dir=place if place.is_dir() else None)
+
+
+NAMES = sorted(name for name, _ in every_setting())
+SECRETS = ("auth.tuist_jwt_secret", "object_store.secret_access_key", "object_store.session_token")
 
 
 def _file(data: bytes) -> Path:
@@ -55,16 +60,29 @@ def settings(data: bytes) -> None:
     assert "\0" not in str(loaded.data_dir)
 
 
+def environment(data: bytes) -> None:
+    """The first byte says which setting, the rest is its value: a setting, or one error that names it."""
+    name, text = NAMES[data[0] % len(NAMES)] if data else NAMES[0], os.fsdecode(data[1:].replace(b"\0", b""))
+    with patch.dict(os.environ, {environment_name(name): text}):
+        try:
+            loaded = load({})
+        except SettingsError as error:
+            told = str(error)
+            assert told.startswith("1 wrong setting: ")
+            is_secret = name in SECRETS
+            assert not (is_secret and len(text) >= 12 and text in told)
+            return
+    section, _, last = name.rpartition(".")
+    holder = reduce(getattr, section.split("."), loaded) if section else loaded
+    assert last in holder.model_fields_set
+
+
 def _secrets(data: bytes) -> list[str]:
     try:
         read: dict[str, Any] = tomllib.loads(data.decode())
     except (ValueError, RecursionError):
         return []
-    named = [
-        ("auth", "tuist_jwt_secret"),
-        ("object_store", "secret_access_key"),
-        ("object_store", "session_token"),
-    ]
+    named = [name.split(".") for name in SECRETS]
     sections = [(read.get(section), name) for section, name in named]
     found = [section.get(name) for section, name in sections if isinstance(section, dict)]
     return [secret for secret in found if isinstance(secret, str) and len(secret) >= 12]
@@ -111,6 +129,16 @@ TARGETS = (
             b'data_dir="a\\u0000b"\n[disk]\n"a.b"={x=[{}]}\n',
             b"x=" + b"[" * 2_000,
         ],
+    ),
+    Target(
+        "environment",
+        environment,
+        [
+            bytes([number]) + text
+            for number, name in enumerate(NAMES)
+            for text in (b"1", b"true", name.encode())
+        ],
+        200,
     ),
     Target(
         "spill",
