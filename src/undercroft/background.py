@@ -43,6 +43,8 @@ class BackgroundWork:
             interval_ms=settings.disk.eviction_interval_ms,
         )
         parts.artifacts.make_room = self._disk_eviction.make_room
+        for database in self._databases:
+            database.on_full = self._disk_eviction.make_room_for_rows
         self._key_value_eviction = KeyValueEviction(
             parts.key_value_database,
             key_value_buffer,

@@ -1,6 +1,7 @@
 """The writer thread, the readers, checkpoints, locks, and that closing leaves nothing behind."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -408,7 +409,7 @@ async def insert_large(database: Database, count: int) -> None:
 async def test_the_wal_never_grows_beyond_what_there_is_room_to_copy(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "free_bytes", lambda _path: 5_000_000)
+    monkeypatch.setattr(os, "statvfs", with_free(5_000_000))
     reader = open_connection(database.path, read_only=True)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM key_value_entries").fetchall()
@@ -424,15 +425,19 @@ async def test_the_wal_never_grows_beyond_what_there_is_room_to_copy(
     assert wal_bytes(database) < 1_000_000
 
 
-def nobody_knows(_path: Path) -> int:
+def with_free(free: int) -> Callable[[Path], os.statvfs_result]:
+    return lambda _path: os.statvfs_result((1, 1, 1 << 50, free, free, 0, 0, 0, 0, 255))
+
+
+def nobody_knows(_path: Path) -> os.statvfs_result:
     raise OSError
 
 
-@pytest.mark.parametrize("free", [lambda _path: 1 << 40, nobody_knows], ids=["room", "unknown"])
+@pytest.mark.parametrize("answer", [with_free(1 << 40), nobody_knows], ids=["room", "unknown"])
 async def test_a_large_wal_is_no_obstacle_where_there_is_room_or_nobody_knows(
-    database: Database, monkeypatch: pytest.MonkeyPatch, free: Callable[[Path], int]
+    database: Database, monkeypatch: pytest.MonkeyPatch, answer: Callable[[Path], os.statvfs_result]
 ) -> None:
-    monkeypatch.setattr(connections, "free_bytes", free)
+    monkeypatch.setattr(os, "statvfs", answer)
     reader = open_connection(database.path, read_only=True)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM key_value_entries").fetchall()

@@ -175,6 +175,27 @@ def test_only_so_many_failures_are_remembered(pace: StorePace, monkeypatch: pyte
     blame = Blame(pace)
     for transfer in ("1", "2", "1", "3"):
         blame.judge(transfer, "upload")
-    succeed(pace)
+    succeed(pace, 2)
     assert blame.judge("1", "upload").is_own
     assert not blame.judge("2", "upload").is_own
+
+
+def test_a_store_that_breaks_off_most_requests_is_to_blame_itself(pace: StorePace) -> None:
+    blame = Blame(pace)
+    for number in range(1, 20):
+        blame.judge("unlucky", "upload")
+        succeed(pace)
+        # What others met in between, so that now and then only a success was seen.
+        if number % 3:
+            verdict = blame.judge(f"other{number}", "upload")
+            assert verdict == OF_THE_STORE
+            assert blame.judge(f"another{number}", "upload") == OF_THE_STORE
+        assert not blame.judge("unlucky", "upload").is_hopeless
+
+
+def test_one_of_several_bad_ones_is_blamed_while_most_others_succeed(pace: StorePace) -> None:
+    blame = Blame(pace)
+    for bad in ("1", "2", "3"):
+        assert blame.judge(bad, "upload") == OF_THE_STORE
+    succeed(pace, 3)
+    assert [blame.judge(bad, "upload") for bad in ("1", "2", "3")] == [FOR_GOOD] * 3

@@ -5,6 +5,7 @@ It has a thread and an event loop of its own, so tests of either kind use it ali
 """
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Literal, TypeVar
 
-from tests.support.http_side import HttpSide
+from tests.support.http_side import HttpSide, Send
 
-Mode = Literal["pass", "reset", "cut", "stall", "answer"]
+Mode = Literal["pass", "reset", "cut", "stall", "answer", "break_upload", "garble"]
+Garbled = Literal["flipped", "shorter", "longer", "another's", "claims more", "claims less"]
 T = TypeVar("T")
 PATIENCE_S = 20
 
@@ -30,13 +32,18 @@ class Fault:
 
     `reset` ends the connection with RST after `after` bytes, `cut` closes it in good order (None: before
     the head), `stall` says nothing more (None: the request does not even reach the store); `answer`
-    sends `status` and `body` in place of the store.
+    sends `status`, `headers` and `body` in place of the store; `break_upload` ends the connection with RST
+    after `after` bytes of the body of the request; `garble` changes the body of an object, or what the
+    head says of its length, as `garbled` names it.
     """
 
     mode: Mode = "pass"
     after: int | None = None
     status: int = 503
     body: bytes = SLOW_DOWN
+    headers: str = ""
+    """Further lines of the head, each with its end."""
+    garbled: Garbled = "flipped"
     latency_s: float = 0
     bytes_per_s: float | None = None
     only: str = ""
@@ -59,7 +66,8 @@ class FaultProxy:
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
-        self._fault = Fault()
+        self._choose: Callable[[str], Fault] = lambda _line: Fault()
+        self._last_object = b""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
@@ -87,7 +95,11 @@ class FaultProxy:
 
     def set(self, fault: Fault) -> None:
         """Requests that begin from now on meet this fault."""
-        self._fault = fault
+        self.choose(lambda _line: fault)
+
+    def choose(self, choose: Callable[[str], Fault]) -> None:
+        """Requests that begin from now on meet the fault that this answers for their first line."""
+        self._choose = choose
 
     def refuse(self) -> None:
         """Ends all connections; new ones are refused until `accept`."""
@@ -150,7 +162,8 @@ class FaultProxy:
 
     async def _exchange(self, head: bytes, client: HttpSide, store: HttpSide) -> None:
         first_line = head.split(b" HTTP/", 1)[0].decode("latin-1")
-        fault = self._fault if self._fault.only in first_line else Fault()
+        fault = self._choose(first_line)
+        fault = fault if fault.only in first_line else Fault()
         self.seen.requests.append(first_line)
         await self._tell()
         await asyncio.sleep(fault.latency_s)
@@ -160,14 +173,31 @@ class FaultProxy:
             await self._answer_instead(head, client, fault)
         else:
             await store.send(head)
-            await client.copy_body(head, store.send)
+            await client.copy_body(head, self._up(client, store, fault))
             await self._answer(first_line.startswith("HEAD "), client, store, fault)
+
+    def _up(self, client: HttpSide, store: HttpSide, fault: Fault) -> Send:
+        """Hands the body of a request on, to its end or not."""
+        if fault.mode != "break_upload":
+            return store.send
+        sent = 0
+
+        async def send(piece: bytes) -> None:
+            nonlocal sent
+            await store.send(piece[: max((fault.after or 0) - sent, 0)])
+            sent += len(piece)
+            if sent >= (fault.after or 0):
+                client.reset()
+                raise ConnectionAbortedError
+
+        return send
 
     async def _answer_instead(self, head: bytes, client: HttpSide, fault: Fault) -> None:
         await client.copy_body(head, None)
         line = f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\n"
         # The date is for answers that are to look like objects.
-        headers = f"last-modified: {formatdate(usegmt=True)}\r\ncontent-length: {len(fault.body)}\r\n\r\n"
+        headers = f"{fault.headers}last-modified: {formatdate(usegmt=True)}\r\n"
+        headers += f"content-length: {len(fault.body)}\r\n\r\n"
         body = b"" if head.startswith(b"HEAD ") else fault.body
         await client.send((line + headers).encode() + body)
 
@@ -179,8 +209,12 @@ class FaultProxy:
             head = await store.head()
         if self.answer_ranges_with_206 and b"\r\ncontent-range:" in head.lower():
             head = head.replace(b" 200 OK", b" 206 Partial Content", 1)
+        status = head.split(b" ", 2)[1]
+        if fault.mode == "garble" and not is_head and status in (b"200", b"206"):
+            await self._garble(head, client, store, fault)
+            return
         await client.send(head)
-        if is_head or b" 204 " in head.split(b"\r\n", 1)[0]:
+        if is_head or status == b"204":
             return
 
         async def down(piece: bytes) -> None:
@@ -190,6 +224,34 @@ class FaultProxy:
         if fault.after == 0:
             await self._strike(client, fault)
         await store.copy_body(head, down)
+
+    async def _garble(self, head: bytes, client: HttpSide, store: HttpSide, fault: Fault) -> None:
+        """Sends an object, or whatever it is, that is not what the store has."""
+        pieces: list[bytes] = []
+
+        async def keep(piece: bytes) -> None:
+            pieces.append(piece)
+
+        await store.copy_body(head, keep)
+        body = b"".join(pieces)
+        wrong = self._wrong(body, fault.garbled)
+        claimed = len(wrong) + {"claims more": 10, "claims less": -10}.get(fault.garbled, 0)
+        if body:
+            self._last_object = body
+        length = rb"(?im)^(content-length:).*\r$"
+        await client.send(re.sub(length, rb"\1 %d\r" % max(claimed, 0), head) + wrong)
+        if fault.garbled.startswith("claims"):
+            raise ConnectionAbortedError
+
+    def _wrong(self, body: bytes, how: Garbled) -> bytes:
+        middle = len(body) // 2
+        if how == "flipped" and body:
+            return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        if how == "shorter":
+            return body[:middle]
+        if how == "longer":
+            return body + b"and more"
+        return self._last_object if how == "another's" else body
 
     async def _down(self, piece: bytes, client: HttpSide, fault: Fault, store: HttpSide) -> None:
         left = len(piece) if fault.after is None else max(fault.after - store.body_bytes, 0)

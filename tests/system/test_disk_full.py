@@ -193,7 +193,8 @@ def test_a_stop_on_a_full_volume_says_what_it_could_not_keep(full: Full) -> None
     assert "No space left on device" in line
     with node_process(full.root / "node", NO_MARGIN) as node, Client(node.url) as again:
         stored.check_all(again)
-        assert not stored.missing
+        # They made room for rows, in vain.
+        assert len(stored.missing) <= sum(each["artifacts"] for each in full.node.logged("disk_evicted"))
         assert_sound(full.root / "node")
         assert node.stop() == 0
 

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from tests.support.artifact_rig import QUIET, ArtifactRig
 from tests.support.folders import artifact_files
 from tests.support.locks import lock_of_another_connection
+from tests.support.page_limit import no_more_pages
 from undercroft.database import transaction
 from undercroft.errors import CapacityError
 from undercroft.storage.capacity import Volume
@@ -22,6 +23,7 @@ from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
 from undercroft.workers import disk_eviction
 from undercroft.workers.disk_eviction import DiskEviction
+from undercroft.workers.eviction_candidates import ALL, SPARING_UPLOADS
 
 OpenRig = Callable[..., Awaitable[ArtifactRig]]
 
@@ -330,10 +332,10 @@ async def test_within_a_pass_it_is_not_looked_for_again_and_again(
             await eviction.make_room(11 * SIZE)
     assert sweeps > 3
     # One that found rows, but none to take, and one that found the end.
-    assert looks.count(disk_eviction.SPARING_UPLOADS) == 2
+    assert looks.count(SPARING_UPLOADS) == 2
 
 
-@pytest.mark.parametrize("query", [disk_eviction.SPARING_UPLOADS, disk_eviction.ALL])
+@pytest.mark.parametrize("query", [SPARING_UPLOADS, ALL])
 async def test_one_look_takes_no_longer_when_there_are_more_rows(open_rig: OpenRig, query: str) -> None:
     rig = await open_rig()
     steps: list[int] = []
@@ -834,3 +836,24 @@ async def test_too_many_files_are_evicted_until_the_target(rig: ArtifactRig) -> 
     before = left(rig)
     await eviction.run_once()
     assert left(rig) == before
+
+
+async def test_rows_that_found_the_disk_full_come_before_artifacts(
+    rig: ArtifactRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_eviction, "ROOM_FOR_ROWS", 3 * SIZE)
+    await fill(rig, 10)
+    on_a_volume(rig, 10 * SIZE)
+    rig.capacity._limit_bytes = None
+    eviction = eviction_of(rig, high_percent=100.0, target_percent=100.0)
+    rig.database.on_full = eviction.make_room_for_rows
+    await eviction.run_once()
+    assert left(rig) == list(range(10))
+    async with no_more_pages(rig.database):
+        with pytest.raises(apsw.FullError):
+            await rig.database.write(lambda c: c.execute("CREATE TABLE more AS SELECT 1").fetchall())
+    await asyncio.wait_for(eviction._next(), 5)
+    await eviction.run_once()
+    assert left(rig) == [3, 4, 5, 6, 7, 8, 9]
+    await eviction.run_once()
+    assert left(rig) == [3, 4, 5, 6, 7, 8, 9]

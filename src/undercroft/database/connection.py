@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 import apsw
 
 from undercroft.database.schema import Schema, check_file, is_current, migrate
-from undercroft.database.upkeep import DiskSize, copy_wal, free_bytes, size_on_disk, truncate_wal, wal_path
+from undercroft.database.upkeep import (
+    PAGE_BYTES,
+    DiskSize,
+    copy_wal,
+    has_room_to_copy,
+    size_on_disk,
+    truncate_wal,
+    wal_path,
+)
 from undercroft.durable import sync_file
 from undercroft.errors import ClosedError, DatabaseLockedError, DataDirectoryError
 
@@ -32,9 +40,6 @@ CHECKPOINT_PAGES = 1_000
 # saw there is more, and a WAL is only reused from its beginning once it is copied whole. From this size
 # on (64 MiB) the writer itself copies the little that came meanwhile.
 WAL_LIMIT_PAGES = 16_384
-
-# What SQLite takes for a new file.
-PAGE_BYTES = 4_096
 
 # Each value as SQLite reports it.
 PRAGMAS: tuple[tuple[str, str | int, str], ...] = (
@@ -201,6 +206,8 @@ class Database:
         self._wal_pages = 0
         self._restart_from = WAL_LIMIT_PAGES
         self.checkpoint_failures = 0
+        self.on_full: Callable[[], None] = lambda: None
+        """Called when SQLite found the disk full. Eviction sets it."""
 
     def _thread(self, role: str, opener: Callable[[], apsw.Connection]) -> ConnectionThread:
         return ConnectionThread(f"{self.path.stem}-{role}", opener)
@@ -277,20 +284,14 @@ class Database:
                     f"the WAL of {self.path.name} has {self._wal_pages * PAGE_BYTES} bytes and the disk "
                     "no room to copy it to: end whoever reads the database for so long, or make room"
                 )
-        return await self._writer.run(function)
+        try:
+            return await self._writer.run(function)
+        except apsw.FullError:
+            self.on_full()
+            raise
 
     def _is_wal_too_large(self) -> bool:
-        """Whether a checkpoint might not find room for what is in the WAL only.
-
-        Without this a reader that never ends lets the WAL fill the disk, and then not even its end helps:
-        the file would have to grow before the WAL can shrink.
-        """
-        if self._wal_pages < CHECKPOINT_PAGES:
-            return False
-        try:
-            return free_bytes(self.path) < self._wal_pages * PAGE_BYTES
-        except OSError:
-            return False  # SQLite will meet it, too, and say so
+        return self._wal_pages >= CHECKPOINT_PAGES and not has_room_to_copy(self.path, self._wal_pages)
 
     async def read(self, function: Callable[[apsw.Connection], T]) -> T:
         """Runs a query that may take long, off the event loop."""

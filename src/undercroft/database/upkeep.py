@@ -15,6 +15,9 @@ import apsw
 from undercroft.database.schema import Schema, migrations
 from undercroft.errors import DatabaseFileError, DatabaseLockedError, DataDirectoryError
 
+# What SQLite takes for a new file.
+PAGE_BYTES = 4_096
+
 # How long the writer waits at most for readers and other processes to make way for a truncation: it
 # commits nothing meanwhile. Point queries are over in microseconds; whoever stays longer is asked again
 # by the next step of maintenance.
@@ -81,10 +84,17 @@ def _bytes_of(path: Path) -> int:
         return 0
 
 
-def free_bytes(path: Path) -> int:
-    """What the file system of a file has room for still, in bytes. Raises OSError. About a microsecond."""
-    answer = os.statvfs(path)
-    return answer.f_bavail * answer.f_frsize
+def has_room_to_copy(path: Path, wal_pages: int) -> bool:
+    """Whether a checkpoint will find room for so many pages of the WAL, whatever is in the file already.
+
+    A reader that never ends lets the WAL grow. If it filled the disk not even the reader's end would help:
+    the file would have to grow before the WAL can shrink. About a microsecond.
+    """
+    try:
+        answer = os.statvfs(path)
+    except OSError:
+        return True  # SQLite will meet it, too, and say so
+    return answer.f_bavail * answer.f_frsize >= wal_pages * PAGE_BYTES
 
 
 def pages(connection: apsw.Connection) -> Pages:

@@ -108,18 +108,33 @@ class StorePace:
 
 
 class Standing(NamedTuple):
-    """How things stood when a transfer failed last."""
+    """How things stood when a transfer failed."""
 
     successes: int
-    """Of its kind."""
+    failures: int
+    """Of its kind, both; its own failures among them."""
     outages: int
+
+    def did_better(self, since: "Standing", own_failures: int) -> bool:
+        """Whether more of the others succeeded since then than failed."""
+        return self.successes - since.successes > self.failures - since.failures - own_failures
+
+
+class Blamed(NamedTuple):
+    """What is remembered of a transfer that failed."""
+
+    first: Standing
+    """When it failed first since the last outage."""
+    last: Standing
+    times: int
+    """Failures after the first."""
 
 
 class Verdict(NamedTuple):
     """Whose fault a failure is."""
 
     is_own: bool
-    """That of the very object: the store did the same for others since the object failed last."""
+    """That of the very object: the store did the same for most others since the object failed last."""
     is_hopeless: bool
     """And the store was never down in between, so that to try again is unlikely to help."""
 
@@ -127,24 +142,31 @@ class Verdict(NamedTuple):
 class Blame:
     """Tells whether a failure is the fault of the store or of the very object.
 
-    Each object may fail once for the store's sake, and again whenever nothing of its kind succeeds. So
-    neither an outage nor a store that takes no uploads at all is blamed on those it meets, and what was
-    tried in vain in an outage gets more than one try after it.
+    Each object may fail once for the store's sake, and again whenever no more of its kind succeed than fail.
+    So neither an outage, nor a store that takes no uploads at all, nor one that breaks off every other
+    request is blamed on those it meets, and what was tried in vain in an outage gets more than one try
+    after it.
     """
 
     def __init__(self, pace: StorePace) -> None:
         self._pace = pace
-        self._failed: dict[str, Standing] = {}
+        self._failed: dict[str, Blamed] = {}
+        self._failures: Counter[str] = Counter()
 
     def judge(self, transfer: str, kind: str) -> Verdict:
         """To be asked at each failure, before the pace is told of it."""
-        now = Standing(self._pace.successes(kind), self._pace.outages)
-        before = self._failed.pop(transfer, now)
-        self._failed[transfer] = now
+        self._failures[kind] += 1
+        now = Standing(self._pace.successes(kind), self._failures[kind], self._pace.outages)
+        first, last, times = self._failed.pop(transfer, Blamed(now, now, -1))
+        own = last != now and now.did_better(last, 1)
+        if first.outages != now.outages:
+            first, times = now, -1
+        self._failed[transfer] = Blamed(first, now, times + 1)
         if len(self._failed) > MOST_BLAMED:
             del self._failed[next(iter(self._failed))]
-        own = before.successes < now.successes
-        return Verdict(own, own and before.outages == now.outages and not self._pace.is_down)
+        # By chance few others were tried between two failures; from the first to the last there are more.
+        hopeless = own and first != now and now.did_better(first, times + 1) and not self._pace.is_down
+        return Verdict(own, hopeless)
 
     def forget(self, transfer: str) -> None:
         """It is over. Idempotent."""

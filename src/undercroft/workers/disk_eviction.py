@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import apsw
 import structlog
@@ -17,15 +16,17 @@ from undercroft.storage.capacity import Capacity
 from undercroft.storage.waiting_line import WaitingLine
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
+from undercroft.workers.eviction_candidates import (
+    ALL,
+    EVER,
+    FIRST,
+    LOOK_ROWS,
+    SLICE_ROWS,
+    SPARING_UPLOADS,
+    Candidate,
+)
 
 log = structlog.get_logger(__name__)
-
-# Artifacts chosen with one query. What was used before the query counts.
-SLICE_ROWS = 256
-
-# Rows looked at with one query for those without a pending upload: some 10 ms of the one reader. With
-# the object store down that may be all rows, and whoever else reads must get a turn.
-LOOK_ROWS = 1_024
 
 # All rows looked at in vain: that is not done again within a pass until so many times as long is over.
 SELDOM = 10
@@ -49,20 +50,14 @@ POLL_S = 0.02
 # More bytes than any disk has.
 UNTIL_FEWER_FILES = 1 << 62
 
+# What SQLite is to find when it found the disk full: a WAL of the size at which it is copied, and begins
+# again (`CHECKPOINT_PAGES`).
+ROOM_FOR_ROWS = 4 << 20
+
 # A pass that failed is followed by the next one no sooner.
 RETRY_S = 1.0
 
 PROGRESS_S = 5.0
-
-
-class Candidate(NamedTuple):
-    """A row that may go. `used_at` in microseconds since the epoch."""
-
-    id: int
-    key: str
-    size: int
-    used_at: int
-    uploading: bool
 
 
 class Pass:
@@ -164,6 +159,7 @@ class DiskEviction:
         self._patience_s = patience_ms / 1_000
         self._line = WaitingLine()
         self._draining = False
+        self._rows_wait = False
         self._failing = False
         self.failures = 0
         """Artifacts that could not be deleted, and passes that came to nothing."""
@@ -174,6 +170,11 @@ class DiskEviction:
         Whoever hears True reserves before it awaits anything. False as well while `run` does not run.
         """
         return await self._line.join(size)
+
+    def make_room_for_rows(self) -> None:
+        """SQLite found the disk full: what is accepted comes before artifacts. Returns at once."""
+        self._rows_wait = True
+        self._line.news.set()
 
     async def run(self) -> None:
         """Evicts whenever there is a reason to, until it is cancelled or the node closes its parts."""
@@ -194,7 +195,7 @@ class DiskEviction:
             await asyncio.sleep(min(RETRY_S, self._interval_s))
             return
         self._line.news.clear()
-        if not self._line:
+        if not self._line and not self._rows_wait:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval_s):
                     await self._line.news.wait()
@@ -212,6 +213,7 @@ class DiskEviction:
             self._recovered()
         finally:
             one.close()
+            self._rows_wait = False  # if that was not enough, the next flush says so
             self._line.refuse_all()
 
     def _failed(self, error: Exception) -> None:
@@ -291,6 +293,8 @@ class DiskEviction:
             self._draining = True
         too_many = self._excess(self._target_percent, to_come) if self._draining else 0
         self._draining = too_many > 0
+        if self._rows_wait:
+            too_many = max(too_many, ROOM_FOR_ROWS - self._capacity.room_to_come(to_come))
         if self._line:
             too_many = max(too_many, self._line.wanted - self._capacity.room_to_come(to_come))
         return too_many
@@ -366,34 +370,3 @@ def _first_of(rows: Sequence[Candidate], too_many: int) -> Sequence[Candidate]:
         if total >= too_many:
             return rows[:count]
     return rows[:CHUNK]
-
-
-# No use is later: a time in microseconds that SQLite can hold.
-EVER = 2**63 - 1
-
-# Below every row.
-FIRST = Candidate(-1, "", 0, -1, uploading=False)
-
-UPLOADING = "EXISTS (SELECT 1 FROM s3_transfers AS t WHERE t.key = a.key AND t.type = 'upload')"
-
-# Both in the order of the index, id being part of it.
-ALL_ROWS = """
-SELECT id, key, size_bytes, last_accessed_at, {uploading}
-FROM cache_artifacts AS a
-WHERE (last_accessed_at, id) > (:used_at, :id)
-ORDER BY last_accessed_at, id LIMIT :rows
-"""
-
-# And the last row that was looked at in any case, for the next slice to begin behind it.
-WITHOUT_UPLOAD = """
-WITH looked AS MATERIALIZED (
-    SELECT id, key, size_bytes, last_accessed_at FROM cache_artifacts
-    WHERE (last_accessed_at, id) > (:used_at, :id)
-    ORDER BY last_accessed_at, id LIMIT :look
-)
-SELECT * FROM (SELECT *, {uploading} AS uploading FROM looked AS a)
-WHERE NOT uploading OR id = (SELECT id FROM looked ORDER BY last_accessed_at DESC, id DESC LIMIT 1)
-ORDER BY last_accessed_at, id LIMIT :rows
-"""
-
-ALL, SPARING_UPLOADS = ALL_ROWS.format(uploading=UPLOADING), WITHOUT_UPLOAD.format(uploading=UPLOADING)
