@@ -248,7 +248,7 @@ def save(cases: Sequence[Case], alone: Sequence[float], work: Form) -> None:
 
 def main() -> None:
     """Reads the arguments, measures, writes."""
-    work = form.form_of(form.arguments("buffers").parse_args(), rounds=3, seconds=1, quick_seconds=0.05)
+    work = form.form_of(form.arguments("buffers").parse_args(), rounds=2, seconds=1, quick_seconds=0.05)
     cases = [pilot(kind, loop, work.seconds) for loop in LOOPS for kind in (*OURS, *PEERS)]
     print("buffers: rows per case settled", flush=True)
     alone = rounds_of(cases, work.rounds, work.seconds)

@@ -283,7 +283,7 @@ def main() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_bare(given.bare, given.database))
         return
-    work = form.form_of(given, rounds=3, seconds=2, quick_seconds=1)
+    work = form.form_of(given, rounds=3, seconds=1, quick_seconds=1)
     save(measure(work, given.connections), work, given.connections)
 
 

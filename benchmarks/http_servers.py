@@ -462,7 +462,7 @@ def main() -> None:
     """Read the arguments, measure, print and write the result file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.http_servers")
     parser.add_argument("--quick", action="store_true", help="two servers, few cases, one round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(DEFAULT))

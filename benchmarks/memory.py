@@ -229,9 +229,9 @@ def main() -> None:
         with workspace() as folder:
             print(*uvloop.run(events(folder, given.events)))
         return
-    work = form.form_of(given, rounds=1, seconds=60, quick_seconds=1)
+    work = form.form_of(given, rounds=1, seconds=45, quick_seconds=1)
     courses, uploads = [], {}
-    for count in {work.workers[0], work.workers[-1]}:
+    for count in dict.fromkeys((work.workers[0], work.workers[-1])):
         with (
             workspace() as folder,
             servers.node(folder, workers=count, settings={"DISK__LIMIT_BYTES": LIMIT}) as node,

@@ -260,7 +260,7 @@ def main() -> None:
     )
     parser.add_argument("--pid", type=int, help="process of that server, to count its processor time")
     given = parser.parse_args()
-    work = form.form_of(given, rounds=2, seconds=4, quick_seconds=0.25)
+    work = form.form_of(given, rounds=2, seconds=3, quick_seconds=0.25)
     mix = QUICK_MIX if given.quick else Mix()
     if given.url:
         measure_other(given, work, mix)

@@ -72,7 +72,7 @@ def measure(sizes: Sequence[int], work: Form) -> Rounds:
             uvloop.run(prepare(folder / str(size), size))
             print(f"start: {size:,} rows made", flush=True)
         for number in range(work.rounds + 1):
-            for count in work.workers:
+            for count in dict.fromkeys((work.workers[0], work.workers[-1])):
                 for size in sizes:
                     with servers.node(folder / str(size), workers=count) as node:
                         if number:
@@ -133,8 +133,11 @@ def save(rounds: Rounds, work: Form) -> None:
 
 def main() -> None:
     """Reads the arguments, measures, writes."""
-    work = form.form_of(form.arguments("start").parse_args(), rounds=5, seconds=0)
-    sizes = [size for size in ((0, 10_000) if work.quick else SIZES) if has_room(size)]
+    parser = form.arguments("start")
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="leave out larger tables")
+    given = parser.parse_args()
+    work = form.form_of(given, rounds=4, seconds=0)
+    sizes = [size for size in ((0, 10_000) if work.quick else SIZES) if size <= given.most and has_room(size)]
     save(measure(sizes, work), work)
 
 

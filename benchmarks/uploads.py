@@ -110,7 +110,7 @@ def save(rounds: Rounds, work: Form) -> None:
 
 def main() -> None:
     """Reads the arguments, measures, writes."""
-    work = form.form_of(form.arguments("uploads").parse_args(), rounds=2, seconds=1.5, quick_seconds=0.3)
+    work = form.form_of(form.arguments("uploads").parse_args(), rounds=2, seconds=1, quick_seconds=0.3)
     with workspace() as folder:
         rounds = measure(work, folder)
     save(rounds, work)
