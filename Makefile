@@ -56,7 +56,7 @@ lock: ## renew requirements/*.lock from pyproject.toml (needs uv)
 	uv pip compile -q --upgrade --group fuzz --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --universal -o requirements/fuzz.lock
 
 clean: ## remove .venv and caches, never ./data
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmark-*
 
 .venv/bin/python:
 	scripts/create-venv

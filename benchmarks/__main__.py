@@ -14,7 +14,7 @@ from benchmarks.servers import TURBOREPO_PEER
 
 # What each needs from outside; a benchmark that lacks something is named and left out.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "mixed": ("nginx",),
+    "mixed": ("nginx", "wrk"),
     "uploads": ("nginx",),
     "connections": ("wrk", "nginx"),
     "turborepo": ("node", "nginx", str(TURBOREPO_PEER)),

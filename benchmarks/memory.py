@@ -44,6 +44,7 @@ UPLOADS = {"8 x 2 MiB": (2 * MIB, 8), "8 x 32 MiB": (32 * MIB, 8)}
 EVENTS = 1_000_000
 QUICK_EVENTS = 20_000
 ROUNDS_OF_EVENTS = 3
+FLUSH_TIMEOUT_MS = 600_000
 
 
 @dataclass
@@ -120,7 +121,9 @@ async def events(folder: Path, count: int) -> list[float]:
     """MiB before, then after each time that so many rows were pending and got flushed."""
     database = Database(folder / FILE, KEY_VALUES)
     await asyncio.to_thread(database.open)
-    settings = BufferSettings(max_pending_rows=2 * count, max_pending_bytes=4 << 30)
+    settings = BufferSettings(
+        max_pending_rows=2 * count, max_pending_bytes=4 << 30, flush_timeout_ms=FLUSH_TIMEOUT_MS
+    )
     buffer = SQLiteBuffer(KeyValueBuffer(), database, Events(), settings)
     await buffer.open()
     runner = asyncio.create_task(buffer.run())
@@ -149,7 +152,7 @@ def _own_mib() -> float:
 def events_in_a_process(count: int) -> list[float]:
     """The same in a process that does nothing else."""
     command = [sys.executable, "-m", "benchmarks.memory", "--events", str(count)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return [float(value) for value in done.stdout.split()]
 
 

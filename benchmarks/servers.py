@@ -16,11 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from benchmarks.processes import tree
 from undercroft.cli import serve
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 5
+STOP_TIMEOUT_S = 30
 POLL_S = 0.002
 
 ROOT = Path(__file__).parents[1]
@@ -190,10 +193,13 @@ def _answers(port: int, path: str) -> bool:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server, by force if it takes long: some peers wait for clients that are gone."""
+    """Ends a server; by force, with all it has started, if it takes long."""
+    processes = tree(process.pid) if process.poll() is None else []
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        process.kill()
+        for one in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()

@@ -26,6 +26,7 @@ def run(folder: Path, *arguments: str) -> str:
 
 def test_the_mixed_benchmark_runs_and_makes_a_page(tmp_path: Path) -> None:
     require("nginx", "nginx-light")
+    require("wrk", "wrk")
     run(tmp_path, "benchmarks", "--quick", "mixed")
     folder = tmp_path / ".benchmark-quick"
     result = json.loads((folder / "mixed.json").read_text())
