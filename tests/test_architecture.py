@@ -26,7 +26,7 @@ LAYERS = (
     ("s3.moves",),
     ("s3.transfer_worker", "read_through", "workers"),
     ("api",),
-    ("server", "background", "processes"),
+    ("server", "background", "processes", "start_checks"),
     ("node",),
     ("cli",),
     ("__main__",),

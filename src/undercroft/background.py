@@ -132,7 +132,7 @@ class BackgroundWork:
             ),
             "undercroft_transfers_limit": (
                 "Most transfers at once, now",
-                lambda: worker.limit if worker is not None else 0,
+                lambda: worker.limit if worker is not None and self._turn.is_held else 0,
             ),
             "undercroft_key_values_database_bytes": (
                 "Size of the database of key values with its WAL",

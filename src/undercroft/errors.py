@@ -99,6 +99,10 @@ class UnknownUploadError(UndercroftError):
     """There is no such upload in parts: completed, removed, of another project, or never begun."""
 
 
+class SiblingError(UndercroftError):
+    """Another worker process, which alone could do this, is not there now."""
+
+
 class PartsTooLargeError(UndercroftError):
     """The parts of an upload have more bytes together than the node accepts for one artifact."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from undercroft import start_checks
 from undercroft.api.app import Application
 from undercroft.api.clean import CleanApi
 from undercroft.api.dialects import dialect_routes
@@ -17,7 +18,7 @@ from undercroft.api.status import StatusApi
 from undercroft.artifacts import CacheArtifacts
 from undercroft.auth.counted_gate import CountedGate
 from undercroft.auth.grants import Gate
-from undercroft.auth.tokens import TokenGate, has_valid_token
+from undercroft.auth.tokens import TokenGate
 from undercroft.auth.tuist_client import TuistClient
 from undercroft.auth.tuist_jwt import TuistTokens
 from undercroft.auth.tuist_server import TuistGate
@@ -29,16 +30,17 @@ from undercroft.buffers.s3_transfers import S3TransfersBuffer
 from undercroft.config import Settings, url_of
 from undercroft.database import Database
 from undercroft.database.schema import KEY_VALUES, NODE
-from undercroft.errors import ObjectStoreError, RowsLostError
+from undercroft.errors import RowsLostError
 from undercroft.hydration import HydrationTimes, Outdated
 from undercroft.key_values import KeyValueStore
 from undercroft.multipart import MultipartUploads
 from undercroft.processes.place import Place
+from undercroft.processes.together import Together, shared_books, worker_figures
+from undercroft.processes.worker_application import WorkerApplication
 from undercroft.read_through import ReadThrough, SecondTier
 from undercroft.s3.object_store import ObjectStore, open_object_store
 from undercroft.s3.transfers import S3Transfers
 from undercroft.server import HttpServer, bind
-from undercroft.storage.books import SharedBooks
 from undercroft.storage.capacity import Capacity, volume_of
 from undercroft.storage.disk import Disk
 from undercroft.storage.ledger import Entry
@@ -55,9 +57,6 @@ from undercroft.telemetry.traffic_metrics import TrafficMetrics
 from undercroft.workers.clean_project import CleanTarget
 
 log = structlog.get_logger(__name__)
-
-# How long a start waits for the object store. Without its answer the node starts all the same.
-CHECK_S = 5
 
 
 class Node:
@@ -98,7 +97,7 @@ class Node:
             volume_of(settings.data_dir),
             settings.disk.limit_bytes,
             settings.disk.limit_percent,
-            self._shared_books(),
+            shared_books(place, self.artifact_buffer),
         )
         self.key_values = KeyValueStore(self.key_value_database, self.key_value_buffer, settings.ack)
         self.transfers = S3Transfers(self.node_database, self.transfer_buffer, self.telemetry)
@@ -133,26 +132,25 @@ class Node:
         self.traffic_metrics = TrafficMetrics(self.prometheus, self.telemetry, self.capacity)
         parts = (self.background, self.read_through, self.multipart)
         figures = {name: figure for part in parts for name, figure in part.figures().items()}
+        figures |= worker_figures(place)
         self.life_metrics = LifeMetrics(self.prometheus, self.telemetry, figures)
         self.auth_metrics = AuthMetrics(self.prometheus, self.telemetry)
         self.tuist_gate = self._tuist_gate()
         self.gate = self._gate()
         self.status_report = self._status_report()
         self.status_api = StatusApi(self.status_report.now, self.gate)
-        self.application = Application(self._routes(), self.gate)
+        self.application, self.together = self._application()
         self.server: HttpServer | None = None
         self.port = settings.port
         self.stopping = False
         self.stop_asked_at = 0.0
 
-    def _shared_books(self) -> SharedBooks | None:
-        """What several processes take together; None where this one is alone."""
+    def _application(self) -> tuple[Application, Together | None]:
+        """What answers requests; several processes do so together."""
         if self._place is None:
-            return None
-        buffer = self.artifact_buffer
-        books = SharedBooks(self._place.ledger, self._place.number, buffer.newest_generation)
-        buffer.on_committed = books.on_committed
-        return books
+            return Application(self._routes(), self.gate), None
+        application = WorkerApplication(self._routes(), self.gate)
+        return application, Together(self._place, application, self.prometheus, self._refresh_metrics)
 
     # --- the second tier --------------------------------------------------------------------------
 
@@ -171,20 +169,6 @@ class Node:
         outdated = Outdated(self.transfers, self.background.clean_project)
         return SecondTier(self.object_store, self.transfers, times, outdated, section.redirect)
 
-    async def _check_object_store(self) -> None:
-        """Raises `SettingsError` for what only settings can be to blame for; an outage is not."""
-        in_vain = self.settings.object_store.without_effect()
-        if in_vain:
-            log.warning("object_store_settings_without_url", without_effect=in_vain)
-        if self.object_store is None:
-            return
-        try:
-            async with asyncio.timeout(CHECK_S):
-                await self.object_store.check()
-        except (ObjectStoreError, TimeoutError) as error:
-            reason = str(error) or f"no answer in {CHECK_S} s"
-            log.warning("object_store_not_reached", url=self.settings.object_store.url, reason=reason)
-
     # --- what is served ---------------------------------------------------------------------------
 
     def _routes(self) -> list[Route]:
@@ -201,6 +185,7 @@ class Node:
         )
         health = HealthApi(
             self._checks(),
+            self._missing_workers,
             self._render_metrics if self.settings.http.metrics else None,
             "nothing" if self.settings.auth.open_metrics else "any",
         )
@@ -253,9 +238,17 @@ class Node:
             *(buffer_check(buffer) for buffer in self.buffers),
         ]
 
-    async def _render_metrics(self) -> tuple[bytes, str]:
+    async def _refresh_metrics(self) -> None:
         self.traffic_metrics.set_pending_transfers(await self.transfers.count())
+
+    async def _render_metrics(self) -> tuple[bytes, str]:
+        if self.together is not None:
+            return await self.together.render()
+        await self._refresh_metrics()
         return self.prometheus.render()
+
+    def _missing_workers(self) -> str | None:
+        return None if self.together is None else self.together.missing()
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -268,7 +261,7 @@ class Node:
         bound = self._place.listener if self._place else bind(self.settings.host, self.settings.port)
         self.server = HttpServer(self.application, bound)
         self.port = bound.getsockname()[1]
-        await self._check_object_store()
+        await start_checks.check_object_store(self.settings.object_store, self.object_store)
         self.disk.open_directories()
         check_that_files_vouch(self.disk, alone=self._place is None)
         if self._place is not None:
@@ -288,11 +281,13 @@ class Node:
             log.warning("tuist_settings_without_mode", without_effect=in_vain)
         if self.tuist_gate is not None:
             self.tuist_gate.open()
+        if self.together is not None:
+            await self.together.open()
         # At once, not when the worker gets its turn: who reads "listening" may connect.
         self.server.listen()
         self.supervisor.start("http server", self.server.run())
         if self._place is None or self._place.number == 0:
-            self._tell_who_may_enter()
+            start_checks.tell_who_may_enter(self.settings.auth, self.node_database)
         self._tell_that_it_serves()
 
     def _tell_that_it_serves(self) -> None:
@@ -308,16 +303,6 @@ class Node:
             ack=self.settings.ack,
             auth=self.settings.auth.mode,
         )
-
-    def _tell_who_may_enter(self) -> None:
-        """Warns of what somebody may not have meant."""
-        auth, tokens = self.settings.auth, has_valid_token(self.node_database)
-        if auth.mode == "none" and tokens:
-            log.warning("tokens_not_asked_for", why="auth.mode is none: everybody may do everything")
-        if auth.mode == "tokens" and not tokens:
-            log.warning("no_tokens", why="nobody may write yet: create one with undercroft token create")
-        if auth.mode == "none" and auth.anonymous_read:
-            log.warning("setting_without_effect", setting="auth.anonymous_read", why="auth.mode is none")
 
     @property
     def url(self) -> str:
@@ -341,6 +326,9 @@ class Node:
             # Requests first: nothing new comes in, and those in progress may still need every other part.
             if self.server is not None:
                 await self.server.stop(self.settings.http.stop_grace_ms)
+            if self.together is not None:
+                # Then what siblings have handed on; their own requests may still need that.
+                await self.together.close(self.settings.http.stop_grace_ms)
         finally:
             # Nobody is let in any more.
             if self.tuist_gate is not None:

@@ -2,8 +2,11 @@
 
 import http.client
 import itertools
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +16,9 @@ import pytest
 
 from tests.support.node_process import NodeProcess, node_process
 from tests.support.small_volume import small_volume
-from tests.system.client import Client, eventually
+from tests.system.client import TENANT, Answer, Client, eventually
 from tests.system.data_dir import files_under, stored_artifacts, stored_values
+from undercroft.processes.worker_application import owner_of
 
 WORKERS = 4
 
@@ -148,7 +152,7 @@ def test_a_second_signal_ends_all_at_once(node: NodeProcess) -> None:
         node.wait_for("stopping")
         eventually(lambda: _ends_by_second_signal(node), "a second signal counts")
     assert node.wait() == 128 + signal.SIGTERM
-    assert not any(map(is_alive, pids(node).values()))
+    eventually(lambda: not any(map(is_alive, pids(node).values())), "all workers are gone")
 
 
 def _ends_by_second_signal(node: NodeProcess) -> bool:
@@ -174,6 +178,177 @@ def test_buffered_acknowledgements_are_refused(data_dir: Path) -> None:
         assert "set ack to committed, or workers to 1" in node.printed[0]
     finally:
         node.kill()
+
+
+# --- what one of them has ---
+
+
+class Module:
+    """A module that is uploaded in parts, each request on a connection of its own."""
+
+    def __init__(self, node: NodeProcess, project: str, data: bytes) -> None:
+        self.node = node
+        self.query = f"account_handle=acme&project_handle={project}"
+        self.data = data
+        self.named = "hash=abcdef&name=A.zip"
+
+    def post(self, step: str, query: str, body: bytes = b"") -> Answer:
+        with Client(self.node.url) as client:
+            return client.request("POST", f"/api/cache/module/{step}?{self.query}&{query}", body)
+
+    def start(self) -> str:
+        answer = self.post("start", self.named)
+        assert answer.status == 200, answer
+        return str(json.loads(answer.body)["upload_id"])
+
+    def part(self, upload: str, number: int, body: bytes) -> Answer:
+        return self.post("part", f"upload_id={upload}&part_number={number}", body)
+
+    def complete(self, upload: str, count: int) -> Answer:
+        body = json.dumps({"parts": list(range(1, count + 1))}).encode()
+        return self.post("complete", f"upload_id={upload}", body)
+
+    def get(self) -> bytes | None:
+        with Client(self.node.url) as client:
+            return client.get_bytes(f"/api/cache/module/any?{self.query}&{self.named}")
+
+
+def test_the_parts_of_an_upload_may_arrive_at_any(node: NodeProcess) -> None:
+    for project in ("a", "b", "c"):
+        data = os.urandom(1_500_000)
+        module = Module(node, project, data)
+        upload = module.start()
+        for number in range(6):
+            piece = data[number * 250_000 : (number + 1) * 250_000]
+            assert module.part(upload, number + 1, piece).status == 204
+        assert Module(node, "other", data).complete(upload, 6).status == 404
+        assert module.part(upload, 7, b"").status in (204, 400)
+        assert module.complete(upload, 7).status == 204
+        for _ in range(4):
+            assert module.get() == data
+    with Client(node.url) as client:
+        assert client.metric("undercroft_multipart_uploads") == 0
+        assert client.metric("tuist_cache_module_upload_success_total") == 3
+        assert client.metric("undercroft_disk_reserved_bytes") == 0
+
+
+def test_an_upload_in_parts_ends_with_the_worker_that_has_it(node: NodeProcess) -> None:
+    module = Module(node, "a", b"")
+    upload = module.start()
+    scope = {"query_string": module.query.encode(), "method": "POST", "headers": []}
+    owner = owner_of(scope, WORKERS)
+    assert owner is not None
+    os.kill(pids(node)[owner], signal.SIGKILL)
+    seen = []
+
+    def asked() -> bool:
+        with suppress(OSError, http.client.HTTPException):
+            seen.append(module.part(upload, 1, b"x").status)
+        return 404 in seen
+
+    eventually(asked, "the new one is asked")
+    # Not there, or its successor, who does not know it.
+    assert set(seen) <= {404, 503}
+    assert module.start()
+
+
+def test_metrics_are_those_of_all_and_never_go_back(node: NodeProcess) -> None:
+    puts = 0
+    for number in (0, 1):
+        for index in range(MANY):
+            with Client(node.url) as client:
+                assert client.put_value(f"{number}-{index}", "x").status == 204
+            puts += 1
+        with Client(node.url) as client:
+            assert client.metric("cache_kv_put_success_total") == puts
+            assert client.metric("undercroft_workers_serving") == WORKERS
+        os.kill(pids(node)[number], signal.SIGKILL)
+        for _ in range(8):
+            with suppress(OSError, http.client.HTTPException), Client(node.url) as client:
+                assert f"\ncache_kv_put_success_total {puts}.0\n" in metrics(client)
+        node.wait_for("worker_died")
+        node.wait_for("worker_serves")
+    with Client(node.url) as client:
+        assert client.metric("undercroft_worker_starts") == WORKERS + 2
+        assert metrics(client).count("# TYPE cache_kv_put_success_total counter") == 1
+
+
+def metrics(client: Client) -> str:
+    return client.request("GET", "/metrics").body.decode()
+
+
+def test_health_tells_of_a_worker_that_is_not_there(node: NodeProcess) -> None:
+    def words() -> str:
+        with suppress(OSError, http.client.HTTPException), Client(node.url) as client:
+            answer = client.request("GET", "/up")
+            assert answer.status == 200
+            return str(json.loads(answer.body)["message"])
+        return ""
+
+    assert words() == "up"
+    victim = pids(node)[2]
+    os.kill(victim, signal.SIGSTOP)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: words() == "up; worker 2 not there", "it is said")
+    eventually(lambda: words() == "up", "it is replaced")
+
+
+def test_a_token_is_known_to_all_at_once(data_dir: Path) -> None:
+    arguments = ("--workers", str(WORKERS))
+    with node_process(data_dir, {"AUTH__MODE": "tokens"}, arguments=arguments) as node:
+        command = [sys.executable, "-m", "undercroft", "token"]
+        made = subprocess.run(
+            [
+                *command,
+                "create",
+                "--data-dir",
+                str(data_dir),
+                "--name",
+                "ci",
+                "--project",
+                "acme/*",
+                "--read",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        headers = {"authorization": f"Bearer {made.stdout.split()[-1]}"}
+        path = f"/api/cache/keyvalue/none?{TENANT}"
+
+        def statuses() -> set[int]:
+            found = set()
+            for _ in range(MANY):
+                with Client(node.url) as client:
+                    found.add(client.request("GET", path, headers=headers).status)
+            return found
+
+        assert statuses() == {404}
+        subprocess.run(
+            [*command, "revoke", "ci", "--data-dir", str(data_dir)], check=True, capture_output=True
+        )
+        eventually(lambda: statuses() == {401}, "all know that it was revoked")
+
+
+def test_a_project_is_cleaned_whoever_is_asked(node: NodeProcess) -> None:
+    for index in range(MANY):
+        with Client(node.url) as client:
+            assert client.put_value(f"id{index}", "old").status == 204
+            assert client.put_ccache(f"aa{index}", b"old").status == 201
+    with Client(node.url) as client:
+        assert client.request("DELETE", f"/api/cache/clean?{TENANT}").status == 204
+    for index in range(MANY):
+        with Client(node.url) as client:
+            assert client.put_ccache(f"bb{index}", b"new").status == 201
+
+    def is_gone(index: int) -> bool:
+        with Client(node.url) as client:
+            return client.get_value(f"id{index}") is None and client.get_ccache(f"aa{index}") is None
+
+    eventually(lambda: all(map(is_gone, range(MANY))), "what was there before is gone")
+    for index in range(MANY):
+        with Client(node.url) as client:
+            assert client.get_ccache(f"bb{index}") == b"new"
 
 
 # --- what they share ------------------------------------------------------------------------------

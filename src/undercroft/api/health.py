@@ -87,11 +87,16 @@ class HealthApi:
     def __init__(
         self,
         checks: Sequence[Check],
+        missing_workers: Callable[[], str | None],
         render_metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None,
         metrics_right: Right = "nothing",
     ) -> None:
-        """`metrics_right`: what a caller needs to be shown the metrics."""
+        """`missing_workers` says which siblings of this process are not there.
+
+        `metrics_right`: what a caller needs to be shown the metrics.
+        """
         self._checks = checks
+        self._missing_workers = missing_workers
         self._render_metrics = render_metrics
         self._metrics_right = metrics_right
 
@@ -108,7 +113,10 @@ class HealthApi:
     async def up(self, request: Request) -> None:
         """200 if all checks pass, else 503 and what is wrong."""
         wrong = [problem for check in self._checks if (problem := await check()) is not None]
-        await responses.message(request, 503 if wrong else 200, "; ".join(wrong) or "up")
+        missing = self._missing_workers()
+        # Who was asked works all the same.
+        words = [*(wrong or ["up"]), *([] if missing is None else [missing])]
+        await responses.message(request, 503 if wrong else 200, "; ".join(words))
 
     async def metrics(self, request: Request) -> None:
         """All series."""

@@ -19,6 +19,7 @@ from typing import NoReturn
 import structlog
 
 from undercroft.config import Settings, url_of
+from undercroft.processes.directory import ParentDirectory
 from undercroft.processes.place import Place
 from undercroft.server import bind
 from undercroft.storage.ledger import Entry, Ledger
@@ -73,6 +74,8 @@ class Parent:
     def run(self) -> int:
         """Answers the exit status. Raises `ListenError`."""
         self._listener = bind(self._settings.host, self._settings.port)
+        self._directory = ParentDirectory(self._settings.data_dir)
+        self._directory.open()
         self._ledger = Ledger.create(len(self._workers))
         # A worker ends when nobody can write to this any more: told to, or orphaned, even by SIGKILL.
         self._lifeline, self._hold = os.pipe()
@@ -91,6 +94,7 @@ class Parent:
                 self._turn()
         finally:
             self._listener.close()
+            self._directory.close()
         log.info("stopped")
         return self._exit_status
 
@@ -201,6 +205,7 @@ class Parent:
             len(self._workers),
             self._listener,
             self._lifeline,
+            self._directory.descriptor,
             self._ledger,
             siblings_run=any(other.process_id for other in self._workers),
             serves=lambda: _tell(telling),

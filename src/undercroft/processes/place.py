@@ -19,6 +19,8 @@ class Place:
     """The socket all of them accept from."""
     lifeline: int
     """A descriptor that can be read when this process is to end: its parent says so, or is dead."""
+    directory: int
+    """A descriptor of their parent's own directory, where each has a socket for the others."""
     ledger: Ledger
     """What all of them know of each other."""
     siblings_run: bool

@@ -62,6 +62,11 @@ class Turn:
         self._descriptor = descriptor
         return True
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has the turn."""
+        return self._descriptor is not None
+
     def give_up(self) -> None:
         """Lets another process have the turn. Idempotent."""
         if self._descriptor is not None:

@@ -1,0 +1,89 @@
+"""Series of several workers as those of one node."""
+
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tests.support.served_node import served_node
+from undercroft.telemetry.summed import (
+    GAUGES,
+    LastWords,
+    counted,
+    decoded,
+    encoded,
+    merged,
+    rendered,
+    report_of,
+)
+
+
+def registry(count: int, *, size: float = 0, age: float = 0, pending: float = 0) -> CollectorRegistry:
+    """What a worker shows that counted so often."""
+    made = CollectorRegistry()
+    counter = Counter("asked", "Asked", ("result",), registry=made)
+    counter.labels("hit").inc(count)
+    if count > 1:
+        counter.labels("miss").inc(1)
+    histogram = Histogram("took", "Took", buckets=(1, 2), registry=made)
+    for _ in range(count):
+        histogram.observe(1.5)
+    for name, value in (
+        ("undercroft_disk_used_bytes", size),
+        ("undercroft_buffer_oldest_age_seconds", age),
+        ("undercroft_buffer_rows_in_flight", pending),
+    ):
+        Gauge(name, name, registry=made).set(value)
+    return made
+
+
+def lines(text: bytes) -> set[str]:
+    return {line for line in text.decode().splitlines() if not line.startswith("#")}
+
+
+def test_each_kind_of_series_has_its_rule() -> None:
+    first = report_of(registry(1, size=7, age=1, pending=1))
+    other = decoded(encoded(report_of(registry(2, size=9, age=3, pending=2))))
+    body, content_type = rendered(merged(first, [other]))
+    assert content_type.startswith("text/plain")
+    shown = lines(body)
+    assert {
+        'asked_total{result="hit"} 3.0',
+        'asked_total{result="miss"} 1.0',
+        'took_bucket{le="1.0"} 0.0',
+        'took_bucket{le="+Inf"} 3.0',
+        "took_sum 4.5",
+        "undercroft_disk_used_bytes 7.0",
+        "undercroft_buffer_oldest_age_seconds 3.0",
+        "undercroft_buffer_rows_in_flight 3.0",
+    } <= shown
+    assert body.count(b"# TYPE asked_total counter") == 1
+
+
+async def test_every_gauge_of_a_node_has_a_rule(tmp_path: Path) -> None:
+    async with served_node(tmp_path / "node") as served:
+        report = report_of(served.node.prometheus.registry)
+    assert {series.name for series in report if series.kind == "gauge"} == set(GAUGES)
+    assert {series.kind for series in report} == {"gauge", "counter", "histogram", "unknown"}
+
+
+async def test_what_the_dead_counted_still_counts(tmp_path: Path) -> None:
+    words = LastWords(tmp_path)
+    assert words.read(1) == []
+    await words.write(1, report_of(registry(5, size=9)))
+    inherited = words.read(1)
+    assert {series.kind for series in inherited} == {"counter", "histogram"}
+    shown = lines(rendered(merged(report_of(registry(1, size=7)), [inherited]))[0])
+    assert {'asked_total{result="hit"} 6.0', "undercroft_disk_used_bytes 7.0"} <= shown
+    await words.write(1, inherited)
+    assert words.read(1) == inherited
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{}"])
+def test_what_cannot_be_read_counts_as_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "counted-0").write_bytes(content)
+    assert LastWords(tmp_path).read(0) == []
+
+
+def test_gauges_of_the_dead_are_gone() -> None:
+    assert [series.name for series in counted(report_of(registry(1)))] == ["asked", "took"]
