@@ -55,10 +55,15 @@ def run(name: str, arguments: list[str]) -> bool:
 
 
 def done_already(name: str) -> bool:
-    """Whether there is a result of this very code."""
+    """Whether there is a result of this very code; of code that has been changed nobody knows."""
     path = results_folder() / f"{name}.json"
     now = commit()
-    return path.exists() and bool(now) and json.loads(path.read_text()).get("commit") == now
+    return (
+        path.exists()
+        and now != ""
+        and not now.endswith("+")
+        and json.loads(path.read_text()).get("commit") == now
+    )
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 SMALL, LARGE = 100_000, 10_000_000
 ROWS = 50_000
 """New ones in a measurement of flushes."""
+SLICE = 500_000
 BYTES_PER_ROW = 750
 """On disk, with indexes, WAL and room to spare."""
 
 # Keys in order, so that this takes minutes and not hours, but spread over all there are: the rows that
 # follow land anywhere between them.
 FILL = """
-WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :count)
+WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :end)
 INSERT INTO key_value_entries (key, json_payload, last_accessed_at, inserted_at, updated_at)
 SELECT 'keyvalue:acme:app:' || printf('%08x%056x', n * :step, n), :payload, :now, :now, :now FROM numbers
 """
@@ -68,18 +70,23 @@ def step(count: int) -> int:
     return (1 << 32) // count
 
 
-def fill(connection: apsw.Connection, count: int) -> None:
-    """Puts `count` rows into the empty table."""
-    now = time.time_ns() // 1_000
-    payload = make_rows(1)[0].json_payload
-    connection.execute(FILL, {"count": count, "step": step(count), "payload": payload, "now": now})
+async def fill(database: Database, sql: str, count: int, **values: Any) -> None:
+    """Puts `count` rows into an empty table, in slices: one transaction would hold all of them in memory."""
+    values |= {"step": step(count), "now": time.time_ns() // 1_000}
+    for first in range(0, count, SLICE):
+        part = {"first": first, "end": min(count, first + SLICE), **values}
+        await database.write(partial(_execute, sql=sql, values=part))
+
+
+def _execute(connection: apsw.Connection, sql: str, values: dict[str, Any]) -> None:
+    connection.execute(sql, values)
 
 
 async def filled(folder: Path, count: int) -> int:
     """Makes the database; answers its size."""
     database = Database(folder / FILE, KEY_VALUES)
     await asyncio.to_thread(database.open)
-    await database.write(lambda connection: fill(connection, count))
+    await fill(database, FILL, count, payload=make_rows(1)[0].json_payload)
     await database.close()
     return (folder / FILE).stat().st_size
 

@@ -65,9 +65,15 @@ def circumstances() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the code that was measured, with a `+` if it had been changed since; empty outside a repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """The last one that changed what is measured, with a `+` if it is changed since; empty without git."""
+    code = ("--", "src", "benchmarks", ":!benchmarks/results")
+    last = _git("log", "-1", "--format=%h", *code)
+    return f"{last}+" if _git("status", "--porcelain", *code) else last
+
+
+def _git(*arguments: str) -> str:
     with contextlib.suppress(OSError):
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return ""
 

@@ -93,8 +93,8 @@ SECTIONS = {
 ASSUMPTIONS = """\
 ## Assumptions about traffic
 
-No two caches see the same traffic. The mix (`Mix` in `benchmarks/traffic.py`) is after what operators tell
-of such nodes:
+No two caches see the same traffic. The mix (`Mix` in `benchmarks/traffic.py`) is after what is told of
+such nodes:
 
 * 80 % of look-ups are for compile-cache artifacts and key values, half each, of 4 to 64 KiB, each doubling
   of the size as likely as any other (16 KiB in the middle); artifacts come equally from ccache, Bazel
@@ -105,9 +105,10 @@ of such nodes:
 * 97 % of small look-ups and 48 % of those for modules are hits on disk. Every miss is followed by a write
   of what was missed, as a build does it; so there are 13 writes to 100 look-ups, and most bytes written are
   modules.
-* Popularity is skewed: the entry of rank r is asked for in proportion to r^-0.9 (web caches have been found
-  between 0.6 and 1). One hit in five goes to what somebody stored a moment before, as when one machine
-  builds and the others fetch; it also shows whether what was acknowledged is there.
+* Popularity is skewed: the entry of rank r is asked for in proportion to r^-0.9 (of web caches, exponents
+  of 0.64 to 0.83 are known: Breslau and others, 1999; builds of one project have more in common). One hit
+  in five goes to what somebody stored a moment before, as when one machine builds and the others fetch; it
+  also shows whether what was acknowledged is there.
 * Bodies are random bytes: nothing compresses.
 * There is no object store: what is not on disk is a miss.
 * Not in the mix: modules in parts (Tuist), ranges, HEAD, deletes, slow networks."""

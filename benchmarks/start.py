@@ -7,16 +7,15 @@ import asyncio
 import hashlib
 import shutil
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import apsw
 import uvloop
 
 from benchmarks import form, report, servers
 from benchmarks.form import Form
+from benchmarks.growth import fill
 from benchmarks.latencies import with_spread
 from benchmarks.load import workspace
 from undercroft.database import Database
@@ -31,7 +30,7 @@ TIMES, PLUS_S = 1.5, 1.0
 
 # In the order of keys, which are spread like hashes: minutes become seconds.
 FILL = """
-WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :count)
+WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :end)
 INSERT INTO cache_artifacts
     (key, size_bytes, content_sha256, last_accessed_at, inserted_at, updated_at, stored_at)
 SELECT format('acme/app/ccache/%02x/%02x/%08x%032x',
@@ -43,23 +42,12 @@ Rounds = dict[str, dict[int, list[float]]]
 """Seconds until ready, by server and rows."""
 
 
-def fill(connection: apsw.Connection, count: int) -> None:
-    """Puts `count` rows into the empty table."""
-    values = {
-        "count": count,
-        "step": (1 << 32) // count,
-        "digest": hashlib.sha256(b"").hexdigest(),
-        "now": time.time_ns() // 1_000,
-    }
-    connection.execute(FILL, values)
-
-
 async def prepare(folder: Path, count: int) -> None:
     """Makes the database of a node with so many artifacts, whose files are not there."""
     database = Database(folder / FILE, NODE)
     await asyncio.to_thread(database.open)
     if count:
-        await database.write(lambda connection: fill(connection, count))
+        await fill(database, FILL, count, digest=hashlib.sha256(b"").hexdigest())
     await database.close()
 
 

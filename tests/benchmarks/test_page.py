@@ -96,3 +96,14 @@ def test_the_page_in_the_repository_is_made_of_the_results_in_it() -> None:
     assert report.PAGE.read_text() == page.content(results, images)
     named = {plot["name"] for result in results.values() for plot in result.get("plots", ())}
     assert {path.stem for path in report.IMAGES.glob("*.svg")} == named
+
+
+def test_a_benchmark_is_done_when_its_result_is_of_this_very_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "results_folder", lambda: tmp_path)
+    (tmp_path / "mixed.json").write_text(json.dumps({"commit": "abc"}))
+    for now, done in (("abc", True), ("def", False), ("abc+", False), ("", False)):
+        monkeypatch.setattr(command, "commit", lambda now=now: now)
+        assert command.done_already("mixed") is done
+    assert not command.done_already("start")
