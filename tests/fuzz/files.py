@@ -85,7 +85,9 @@ def _secrets(data: bytes) -> list[str]:
     named = [name.split(".") for name in SECRETS]
     sections = [(read.get(section), name) for section, name in named]
     found = [section.get(name) for section, name in sections if isinstance(section, dict)]
-    return [secret for secret in found if isinstance(secret, str) and len(secret) >= 12]
+    # Also where somebody wrote a list.
+    texts = [text for secret in found for text in (secret if isinstance(secret, list) else [secret])]
+    return [text for text in texts if isinstance(text, str) and len(text) >= 12]
 
 
 def spill(data: bytes) -> None:
@@ -124,7 +126,7 @@ TARGETS = (
             b'port=4001\nack="buffered"\n[buffers]\nshutdown_ms = 9\n[buffers.key_values]\nmax_batch_size=1',
             b'host = "0.0.0.0"\n[auth]\nmode = "tuist"\ntuist_server_url = "https://u:p@[::1]:0/x?y"\n',
             b'[auth]\nmode="tuist"\ntuist_jwt_secret="secret of letters"\n[uploads]\ncas_max_bytes="1e9GiB"',
-            b'[object_store]\nurl="s3://b"\nsecret_access_key="another secret"\nconcurrency=0\nregion=[]',
+            b'[object_store]\nurl="s3://b"\nsecret_access_key=["another secret"]\nconcurrency=0\nregion=[]',
             b"port=0xffffffffffffffffffffffff\nallow_unauthenticated=nan\n[log]\nlevel=1979-05-27\n",
             b'data_dir="a\\u0000b"\n[disk]\n"a.b"={x=[{}]}\n',
             b"x=" + b"[" * 2_000,

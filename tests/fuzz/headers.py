@@ -183,13 +183,22 @@ TARGETS = (
     Target(
         "entity_tags",
         entity_tags,
-        [b"*", b'W/"a", "b"', b'"a,b" ,', b',"",\t"x"', b'"' + b"0" * 64 + b'"', b'"unclosed'],
+        [
+            b"*",
+            b'W/"a", "b"',
+            b'W/"' + b"0" * 64 + b'"',
+            b'"a,b" ,',
+            b',"",\t"x"',
+            b'"' + b"0" * 64 + b'"',
+            b'"unclosed',
+        ],
         256,
     ),
     Target(
         "credentials",
         credentials,
         [
+            b"",
             b"Bearer x",
             b"Basic dTpw",
             b"basic dTpw=",

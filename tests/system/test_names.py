@@ -26,10 +26,13 @@ class Name(NamedTuple):
     account: str
     project: str
     identifier: str
+    folder: str = "c"
+    """Where a dialect has folders."""
 
     def where(self) -> tuple[str, str, str, str]:
         """What the names of one artifact have in common: Tuist's and Gradle's own way lead to the same."""
         kind = self.dialect.name.removeprefix("tuist ")
+        kind = f"{kind} {self.folder}" if kind == "webdav" else kind
         return kind, self.account.lower(), self.project.lower(), self.identifier
 
     def path(self, chance: random.Random) -> str:
@@ -41,7 +44,7 @@ class Name(NamedTuple):
         path = path.replace(
             "account_handle=acc&project_handle=proj", f"account_handle={account}&project_handle={project}"
         )
-        return path.replace("{}", identifier, 1)
+        return path.replace("/c/{}", f"/{written(self.folder, chance)}/{{}}").replace("{}", identifier, 1)
 
 
 def written(part: str, chance: random.Random) -> str:
@@ -59,9 +62,10 @@ def chosen(chance: random.Random, known: list[Name]) -> Name:
         changes = [
             {"identifier": unicodedata.normalize(chance.choice(["NFC", "NFD", "NFKC"]), other.identifier)},
             {"identifier": other.identifier.swapcase()},
-            {"identifier": other.identifier + chance.choice([".", " ", "_"])},
+            {"identifier": other.identifier + chance.choice([".", " ", "_", "a", "A"])},
             {"account": other.project, "project": other.account},
             {"account": other.account.upper()},
+            {"folder": chance.choice(["c", "C", "c+", "+", "%2B", "@", "a", "c.", "grün"])},
             {"dialect": chance.choice(FREE_NAMES)},
         ]
         return other._replace(**chance.choice(changes))  # type: ignore[arg-type]
@@ -83,7 +87,7 @@ def test_names(campaign: Campaign, data_dir: Path) -> None:
     known: list[Name] = []
     stored: dict[tuple[str, str, str, str], bytes] = {}
     with node_process(data_dir) as node, Client(node.url) as client:
-        for number in campaign.rounds(short=150, long=20_000):
+        for number in campaign.rounds(short=150, long=5_000):
             name, data = chosen(chance, known), b"%d" % number
             answer = client.request(name.dialect.method, name.path(chance), data)
             if not is_good(name):

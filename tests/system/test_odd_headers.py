@@ -164,7 +164,7 @@ def test_odd_headers(campaign: Campaign, data_dir: Path) -> None:
     with node_process(data_dir, {"UPLOADS__READ_TIMEOUT_MS": "100"}) as node:
         with Client(node.url) as client:
             assert client.request("PUT", "/ccache/acc/proj/kept", b"kept").status == 201
-        for _ in campaign.rounds(short=250, long=20_000):
+        for _ in campaign.rounds(short=250, long=5_000):
             asked = chosen(campaign.random)
             with answered(node.url, asked) as answer:
                 if answer is None:

@@ -78,7 +78,7 @@ def _try_operation(operation: Operation, mode: GenerationMode, callers: list[Cal
     cases = operation.as_strategy(generation_mode=mode)
     try:
 
-        @for_examples(asker.campaign, cases, st.sampled_from(callers), short=2, long=40)
+        @for_examples(asker.campaign, cases, st.sampled_from(callers), short=2, long=8)
         def answers_as_documented(case: Case[Any], caller: Caller) -> None:
             asker.ask(case, caller, mode)
 
