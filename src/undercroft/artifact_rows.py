@@ -1,5 +1,6 @@
 """What is known of artifacts: their rows, committed or on their way to be."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 from undercroft.buffers import SQLiteBuffer, Ticket
@@ -44,6 +45,11 @@ class ArtifactRows:
         """What all artifacts with a committed row take. Blocks."""
         row = self._database.find("SELECT size_bytes FROM artifact_totals")
         return 0 if row is None else int(row[0])
+
+    def tell_total(self, take: Callable[[Callable[[], int]], None]) -> None:
+        """Hands over how to ask for the total, if the database has all that is known here. Blocks."""
+        if self._buffer.queue_stats().rows == 0:
+            take(self.total_bytes)
 
     def find(self, key: str) -> ArtifactAccess | None:
         """What is known of the artifact, committed or not. One point query."""

@@ -81,8 +81,8 @@ class CacheArtifacts:
         self.locks = KeyLocks()
 
     def open(self) -> None:
-        """Reads how much there is. Blocks."""
-        self._capacity.books.open(self._rows.total_bytes)
+        """Reads how much there is; again later, because commands may have deleted rows. Blocks."""
+        self._rows.tell_total(self._capacity.books.open)
 
     def close(self) -> None:
         """Ends the disk's threads after what they are doing. Idempotent."""

@@ -33,7 +33,7 @@ class BackgroundWork:
         self._parts = parts
         self._databases = (parts.key_value_database, parts.node_database)
         self._turn = Turn(settings.data_dir / "background.lock")
-        self._disk_eviction = DiskEviction(
+        self.disk_eviction = DiskEviction(
             parts.artifacts,
             parts.node_database,
             capacity,
@@ -42,9 +42,9 @@ class BackgroundWork:
             target_percent=settings.disk.target_percent,
             interval_ms=settings.disk.eviction_interval_ms,
         )
-        parts.artifacts.make_room = self._disk_eviction.make_room
+        parts.artifacts.make_room = self.disk_eviction.make_room
         for database in self._databases:
-            database.on_full = self._disk_eviction.make_room_for_rows
+            database.on_full = self.disk_eviction.make_room_for_rows
         self._key_value_eviction = KeyValueEviction(
             parts.key_value_database,
             key_value_buffer,
@@ -55,7 +55,7 @@ class BackgroundWork:
         )
         self._maintenance = Maintenance(self._databases, telemetry, settings.maintenance.interval_ms)
         self.clean_project = CleanProject(parts._replace(in_work=self._in_work_under), telemetry)
-        self._reconcile = Reconcile(
+        self.reconcile = Reconcile(
             parts.artifacts,
             parts.disk,
             parts.node_database,
@@ -88,13 +88,13 @@ class BackgroundWork:
         """Reads what was left undone, then starts every worker. Nothing here is waited for."""
         await self.clean_project.open()
         # In every process: an upload without room waits for it.
-        supervisor.start_background("disk eviction", self._disk_eviction.run())
+        supervisor.start_background("disk eviction", self.disk_eviction.run())
         supervisor.start_background("clean requests", self.clean_project.follow())
         for name, worker in (
             ("transfers", self._transfers),
             ("key value eviction", self._key_value_eviction),
             ("maintenance", self._maintenance),
-            ("reconcile", self._reconcile),
+            ("reconcile", self.reconcile),
             ("clean project", self.clean_project),
         ):
             if worker is not None:

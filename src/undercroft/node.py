@@ -262,19 +262,7 @@ class Node:
         self.server = HttpServer(self.application, bound)
         self.port = bound.getsockname()[1]
         await start_checks.check_object_store(self.settings.object_store, self.object_store)
-        self.disk.open_directories()
-        check_that_files_vouch(self.disk, alone=self._place is None)
-        if self._place is not None:
-            # Now that what the one before it had begun to write is swept.
-            self._place.ledger.clear(self._place.number)
-        for database in self.databases:
-            database.open()
-        for buffer in self.buffers:
-            # Rows that the last process spilled are replayed here, before anything newer can come.
-            await buffer.open()
-            self.supervisor.start(f"buffer {buffer.name}", buffer.run())
-        # After the replay: it reads how much all rows say there is.
-        self.artifacts.open()
+        await self.open_data()
         await self.background.start(self.supervisor)
         self.supervisor.start_background("uploads in parts", self.multipart.run())
         if in_vain := self.settings.auth.without_effect():
@@ -289,6 +277,25 @@ class Node:
         if self._place is None or self._place.number == 0:
             start_checks.tell_who_may_enter(self.settings.auth, self.node_database)
         self._tell_that_it_serves()
+
+    async def open_data(self) -> None:
+        """Opens what touches the data directory, without serving and without background work.
+
+        For commands, which are another process on it, beside a node or alone. Raises like `start`.
+        """
+        self.disk.open_directories()
+        check_that_files_vouch(self.disk, alone=self._place is None)
+        if self._place is not None:
+            # Now that what the one before it had begun to write is swept.
+            self._place.ledger.clear(self._place.number)
+        for database in self.databases:
+            database.open()
+        for buffer in self.buffers:
+            # Rows that the last process spilled are replayed here, before anything newer can come.
+            await buffer.open()
+            self.supervisor.start(f"buffer {buffer.name}", buffer.run())
+        # After the replay: it reads how much all rows say there is.
+        self.artifacts.open()
 
     def _tell_that_it_serves(self) -> None:
         if self._place is not None:

@@ -1,17 +1,23 @@
-"""`python -m tests.system.screenshots`: renews the pictures of the status page in docs/images.
+"""`python -m tests.system.screenshots`: renews the pictures of page and command in docs/images.
 
 The node in them is real, and so is what it did: some load of several tools in several projects.
 """
 
+import io
 import random
 import tempfile
 import time
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+from rich.console import Console
+
 from tests.support.browser import chromium, set_theme
 from tests.support.node_process import node_process
 from tests.system.client import Client
+from undercroft.cli.status import rendered
+from undercroft.telemetry.status import Status
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -47,6 +53,18 @@ def build_for_a_while(url: str, seconds: float) -> None:
             time.sleep(generator.random() * 0.02 * (1.5 + random.Random(int(time.time() / 60)).random()))
 
 
+def picture_of_command(url: str) -> None:
+    """What `undercroft status` prints."""
+    terminal = Console(record=True, width=100, file=io.StringIO(), highlight=False)
+    terminal.print(rendered(status_of(url), day=False))
+    terminal.save_svg(str(IMAGES / "status-command.svg"), title="undercroft status")
+
+
+def status_of(url: str) -> Status:
+    with Client(url) as client:
+        return msgspec.json.decode(client.request("GET", "/api/status").body, type=Status)
+
+
 def main() -> None:
     """Runs for some minutes."""
     IMAGES.mkdir(exist_ok=True)
@@ -57,6 +75,7 @@ def main() -> None:
             chromium(Path(folder) / "profile") as browser,
         ):
             build_for_a_while(node.url, SECONDS)
+            picture_of_command(node.url)
             for theme in THEMES:
                 set_theme(browser, theme)
                 browser.get(node.url)

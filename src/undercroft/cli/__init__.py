@@ -3,7 +3,21 @@
 import typer
 
 import undercroft
-from undercroft.cli import backup, check, config, doctor, inspect, serve, setup, status, token, transfers
+from undercroft.cli import (
+    backup,
+    check,
+    config,
+    doctor,
+    evict,
+    inspect,
+    purge,
+    scrub,
+    serve,
+    setup,
+    status,
+    token,
+    transfers,
+)
 
 # Pretty exceptions would draw boxes into a log, with the values of local variables in them.
 app = typer.Typer(
@@ -21,6 +35,9 @@ app.command(name="doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.command(name="inspect", rich_help_panel=LOOK)(inspect.inspect)
 app.add_typer(transfers.app, name="transfers", rich_help_panel=LOOK)
 app.command(name="check", rich_help_panel=CARE)(check.check)
+app.command(name="scrub", rich_help_panel=CARE)(scrub.scrub)
+app.command(name="evict", rich_help_panel=CARE)(evict.evict)
+app.command(name="purge", rich_help_panel=CARE)(purge.purge)
 app.command(name="backup", rich_help_panel=CARE)(backup.backup)
 app.command(name="restore", rich_help_panel=CARE)(backup.restore)
 

@@ -37,7 +37,7 @@ def with_node_database(
         if create and not path.is_file():
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
-            _refuse_older(existing(path))
+            refuse_older(existing(path))
         asyncio.run(_opened(settings, Database(path, NODE), act))
 
 
@@ -58,7 +58,7 @@ def existing(path: Path) -> Path:
     return path
 
 
-def _refuse_older(path: Path) -> None:
+def refuse_older(path: Path) -> None:
     """To migrate is the node's: the older one that may be running could not start again afterwards."""
     if is_older(path, NODE):
         raise DataDirectoryError(

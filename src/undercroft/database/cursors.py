@@ -40,6 +40,22 @@ class Cursors:
         await self._database.write(write)
 
 
+class NoCursors(Cursors):
+    """For work that goes through everything once, beside somebody who keeps a cursor under the same name."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def load(self, _name: str) -> None:
+        """Always the beginning."""
+
+    async def save(self, _name: str, _position: str) -> None:
+        """Keeps nothing."""
+
+    async def clear(self, _name: str) -> None:
+        """There is nothing to forget."""
+
+
 SELECT = "SELECT position FROM cursors WHERE name = ?"
 
 SAVE = """

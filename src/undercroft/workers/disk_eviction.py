@@ -202,6 +202,7 @@ class DiskEviction:
 
     async def run_once(self) -> None:
         """Evicts until all is well, and answers everybody who waits for room. Raises `ClosedError`."""
+        self._artifacts.open()
         one = Pass(self._capacity, "reservation" if self._line else "watermark")
         try:
             await self._evict(one)

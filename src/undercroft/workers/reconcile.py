@@ -10,7 +10,7 @@ from undercroft.artifacts import CacheArtifacts
 from undercroft.clock import now_us
 from undercroft.database import Database
 from undercroft.database.boots import first_start
-from undercroft.database.cursors import Cursors
+from undercroft.database.cursors import Cursors, NoCursors
 from undercroft.errors import ClosedError, UndercroftError
 from undercroft.hydration import Cleaning
 from undercroft.s3.object_store import ObjectStore
@@ -47,6 +47,9 @@ class Reconcile:
     cannot be looked at now is logged, counted, and left for the next round.
     """
 
+    round: Round | None = None
+    """The one in work, or the last one."""
+
     def __init__(
         self,
         artifacts: CacheArtifacts,
@@ -72,7 +75,7 @@ class Reconcile:
         self._clock = clock
         self._sleep = sleep
         self._started = (boot_id(), now_us())
-        self._cursors = Cursors(database)
+        self._cursors: Cursors = Cursors(database)
         self._reported = Reported()
         pace = Pace(settings.files_per_second, clock, sleep)
         self._digests = PacedDigest(artifacts.threads, Pace(settings.bytes_per_second, clock, sleep))
@@ -99,12 +102,18 @@ class Reconcile:
                 return
             await self._sleep(max(pause_s, LEAST_PAUSE_S))
 
+    async def run_once(self) -> bool:
+        """One round through everything, whatever another process has done of it; answers like `run_round`."""
+        self._cursors = NoCursors()
+        return await self.run_round()
+
     async def run_round(self) -> bool:
         """Goes on from where the last round was left, to the end; answers whether it has seen everything.
 
         Raises `ClosedError`.
         """
         round_ = Round(self._cursors, self._telemetry, self._reported, clock=self._clock, sleep=self._sleep)
+        self.round = round_
         hashed_before = self._digests.hashed
         try:
             resumed = await self._go_through(round_)

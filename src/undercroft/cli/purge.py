@@ -1,0 +1,205 @@
+"""`undercroft purge`: removes what fits a description, after it was looked at."""
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Annotated, NamedTuple
+
+import msgspec
+import typer
+
+from undercroft.cli.data_directory import with_data
+from undercroft.cli.node_database import ConfigOption, DataDirOption, JsonOption, settings_of
+from undercroft.cli.output import moment, print_json, print_table, progress, size, told
+from undercroft.clock import now_us
+from undercroft.database.listings import Listed, artifacts_under, count_key_values, delete_key_values
+from undercroft.errors import SettingsError
+from undercroft.node import Node
+from undercroft.storage.layout import key_value_key, kind_of, project_of, safe_handle
+
+KEY_VALUES = "key_values"
+KINDS = (
+    "xcode",
+    "module",
+    "gradle",
+    "bazel_ac",
+    "bazel_cas",
+    "ccache",
+    "webdav",
+    "turborepo",
+    "nx",
+    KEY_VALUES,
+)
+
+EXIT_DECLINED = 1
+"""The person who was asked said no."""
+
+SLICE_ROWS = 1_000
+AT_ONCE = 8
+
+_SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+class Description(NamedTuple):
+    """What is to go: all that fits every part."""
+
+    project: str | None
+    kind: str | None
+    prefix: str
+    unused_since: int
+    """Microseconds since the epoch."""
+
+    @property
+    def key_prefix(self) -> str:
+        """What the keys of all of them begin with."""
+        return f"{self.project}/{self.prefix}" if self.project else self.prefix
+
+    @property
+    def key_values_prefix(self) -> str | None:
+        """The same for key values; None if none of them fits."""
+        if self.kind not in (None, KEY_VALUES) or self.prefix:
+            return None
+        if self.project is None:
+            return "keyvalue:"
+        account, project = self.project.split("/")
+        return key_value_key(account, project, "")
+
+    def fits(self, row: Listed) -> bool:
+        """Whether an artifact with the prefix is meant."""
+        return row.last_accessed_at <= self.unused_since and self.kind in (None, kind_of(row.key))
+
+
+class Group(msgspec.Struct):
+    """What fits of one kind in one project."""
+
+    project: str
+    kind: str
+    artifacts: int = 0
+    bytes: int = 0
+    last_used_at: int = 0
+    """Microseconds since the epoch."""
+
+
+class Purged(msgspec.Struct):
+    """The outcome."""
+
+    artifacts: int = 0
+    bytes: int = 0
+    key_values: int = 0
+
+
+def purge(  # noqa: PLR0917  # options of a command, which typer passes by name
+    project: Annotated[str | None, typer.Option(help="ACCOUNT/PROJECT")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"One of {', '.join(KINDS)}")] = None,
+    prefix: Annotated[str, typer.Option(help="What keys begin with, behind the project if given")] = "",
+    unused: Annotated[str | None, typer.Option(help="Not used for so long, like 12h, 30d or 8w")] = None,
+    everything: Annotated[bool, typer.Option("--everything", help="Without any of these")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove artifacts and key values by project, kind, prefix and age, in the object store, too.
+
+    The node may be running or stopped. What fits is shown first, and removed after a yes. What is stored
+    under the same keys meanwhile may go, too. A running node removes the objects; a stopped one does when it
+    runs again.
+    """
+    with told():
+        wanted = _described(project, kind, prefix, unused, everything=everything)
+        done = Purged()
+
+        async def act(node: Node) -> None:
+            groups, key_values = await _look(node, wanted)
+            if not as_json:
+                _show(groups, key_values)
+            fitting = sum(group.artifacts for group in groups)
+            if dry_run or not (groups or key_values):
+                done.artifacts, done.key_values = fitting, key_values
+                done.bytes = sum(group.bytes for group in groups)
+                return
+            if not yes and not await asyncio.to_thread(typer.confirm, "Remove all of this?", err=True):
+                raise typer.Exit(EXIT_DECLINED)
+            await _remove(node, wanted, fitting + key_values, done)
+
+        with_data(settings_of(data_dir, config), act)
+    if as_json:
+        print_json({"dry_run": dry_run, **msgspec.to_builtins(done)})
+    elif not dry_run:
+        typer.echo(
+            f"removed {done.artifacts:,} artifacts, {size(done.bytes)}, and {done.key_values:,} key values"
+        )
+
+
+def _described(
+    project: str | None, kind: str | None, prefix: str, unused: str | None, *, everything: bool
+) -> Description:
+    if kind is not None and kind not in KINDS:
+        raise SettingsError(f"{kind!r} is no kind: there are {', '.join(KINDS)}")
+    if everything == any((project, kind, prefix, unused)):
+        raise SettingsError("say what is to go: --project, --kind, --prefix, --unused; or --everything alone")
+    if project is not None:
+        handles = project.split("/")
+        if len(handles) != 2:  # account and project
+            raise SettingsError(f"{project!r} is no project: write ACCOUNT/PROJECT")
+        project = "/".join(safe_handle(handle, "project") for handle in handles)
+    return Description(project, kind, prefix, now_us() - _age_us(unused))
+
+
+def _age_us(text: str | None) -> int:
+    if text is None:
+        return 0
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
+    if match is None:
+        raise SettingsError(f"{text!r} is no age: write 90m, 12h, 30d or 8w")
+    return int(match[1]) * _SECONDS[match[2]] * 1_000_000
+
+
+async def _fitting(node: Node, wanted: Description) -> AsyncIterator[list[Listed]]:
+    if wanted.kind == KEY_VALUES:
+        return
+    async for rows in artifacts_under(node.node_database, wanted.key_prefix, SLICE_ROWS):
+        yield [row for row in rows if wanted.fits(row)]
+
+
+async def _look(node: Node, wanted: Description) -> tuple[list[Group], int]:
+    """Everything that fits, by project and kind, and the number of key values."""
+    found: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    async for rows in _fitting(node, wanted):
+        for row in rows:
+            sums = found[project_of(row.key), kind_of(row.key)]
+            sums[:] = [sums[0] + 1, sums[1] + row.size_bytes, max(sums[2], row.last_accessed_at)]
+    groups = [Group(*names, *sums) for names, sums in sorted(found.items())]
+    begins = wanted.key_values_prefix
+    if begins is None:
+        return groups, 0
+    return groups, await count_key_values(node.key_value_database, begins, wanted.unused_since)
+
+
+def _show(groups: list[Group], key_values: int) -> None:
+    if groups:
+        rows = (
+            (g.project, g.kind, f"{g.artifacts:,}", size(g.bytes), moment(g.last_used_at)) for g in groups
+        )
+        print_table(("project", "kind", "artifacts", "size", "last use"), rows)
+    typer.echo(f"{sum(g.artifacts for g in groups):,} artifacts and {key_values:,} key values fit")
+
+
+async def _remove(node: Node, wanted: Description, expected: int, done: Purged) -> None:
+    with progress("removing", expected) as tell:
+        async for rows in _fitting(node, wanted):
+            for start in range(0, len(rows), AT_ONCE):
+                chunk = rows[start : start + AT_ONCE]
+                await asyncio.gather(*(node.artifacts.delete(row.key) for row in chunk))
+                done.artifacts += len(chunk)
+                done.bytes += sum(row.size_bytes for row in chunk)
+                tell(done.artifacts)
+        begins = wanted.key_values_prefix
+        while begins is not None:
+            count = await delete_key_values(node.key_value_database, begins, wanted.unused_since)
+            if not count:
+                return
+            done.key_values += count
+            tell(done.artifacts + done.key_values)

@@ -1,0 +1,132 @@
+"""`undercroft purge`: what fits is shown, and only that goes."""
+
+import json
+from pathlib import Path
+
+import apsw
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.support.folders import artifact_files
+from tests.support.node_process import NodeProcess, node_process
+from tests.system.client import Client
+from undercroft.cli import app
+from undercroft.database.connection import open_connection
+
+DAY_US = 86_400_000_000
+
+
+def run(data_dir: Path, *arguments: str, answer: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["purge", "--data-dir", str(data_dir), *arguments], input=answer)
+
+
+def fill(node: NodeProcess) -> None:
+    with Client(node.url) as client:
+        for project in ("app", "web"):
+            for number in range(3):
+                client.request("PUT", f"/ccache/acme/{project}/{number:040x}", b"x" * 1_000)
+                client.request("PUT", f"/nx/acme/{project}/v1/cache/{number}", b"y" * 2_000)
+            query = f"account_handle=acme&project_handle={project}"
+            body = b'{"cas_id": "k", "entries": [{"value": "v"}]}'
+            assert client.request("PUT", f"/api/cache/keyvalue?{query}", body).status == 204
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    with node_process(tmp_path / "node") as node:
+        fill(node)
+        assert node.stop() == 0
+    return tmp_path / "node"
+
+
+def outcome(done: Result) -> tuple[int, int]:
+    found = json.loads(done.stdout)
+    return found["artifacts"], found["key_values"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "artifacts", "key_values"),
+    [
+        (["--project", "ACME/app"], 6, 1),
+        (["--kind", "nx"], 6, 0),
+        (["--kind", "key_values"], 0, 2),
+        (["--project", "acme/app", "--kind", "ccache"], 3, 0),
+        (["--project", "acme/app", "--kind", "key_values"], 0, 1),
+        (["--prefix", "acme/web/"], 6, 0),
+        (["--project", "acme/web", "--prefix", "nx/"], 3, 0),
+        (["--project", "acme/ap"], 0, 0),
+        (["--unused", "30d"], 0, 0),
+        (["--everything"], 12, 2),
+    ],
+)
+def test_what_fits(stopped: Path, arguments: list[str], artifacts: int, key_values: int) -> None:
+    assert outcome(run(stopped, *arguments, "--dry-run", "--json")) == (artifacts, key_values)
+    assert len(artifact_files(stopped)) == 12
+    done = run(stopped, *arguments, "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    assert outcome(done) == (artifacts, key_values)
+    assert len(artifact_files(stopped)) == 12 - artifacts
+    assert outcome(run(stopped, *arguments, "--yes", "--json")) == (0, 0)
+
+
+def test_by_age(stopped: Path) -> None:
+    connection = open_connection(stopped / "node.sqlite")
+    connection.execute(
+        "UPDATE cache_artifacts SET last_accessed_at = last_accessed_at - ? WHERE key LIKE 'acme/app/nx%'",
+        (40 * DAY_US,),
+    )
+    connection.close()
+    connection = open_connection(stopped / "key_values.sqlite")
+    connection.execute("UPDATE key_value_entries SET last_accessed_at = 1 WHERE key LIKE '%:web:%'")
+    connection.close()
+    assert outcome(run(stopped, "--unused", "30d", "--yes", "--json")) == (3, 1)
+
+
+def test_a_person_is_shown_and_asked(stopped: Path) -> None:
+    done = run(stopped, "--project", "acme/app", answer="n\n")
+    assert done.exit_code == 1
+    lines = [line.split() for line in done.output.splitlines()]
+    assert ["acme/app", "ccache", "3", "3.0", "kB"] in [line[:5] for line in lines]
+    assert "6 artifacts and 1 key values fit" in done.output
+    assert "Remove all of this?" in done.output
+    assert len(artifact_files(stopped)) == 12
+    done = run(stopped, "--project", "acme/app", answer="y\n")
+    assert done.exit_code == 0
+    assert "removed 6 artifacts, 9.0 kB, and 1 key values" in done.output
+
+
+def test_beside_a_running_node_and_in_the_object_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    monkeypatch.setenv("UNDERCROFT_OBJECT_STORE__URL", bucket.as_uri())
+    with node_process(tmp_path / "node", {"OBJECT_STORE__URL": bucket.as_uri()}) as node:
+        fill(node)
+        done = run(node.data_dir, "--project", "acme/app", "--kind", "nx", "--yes", "--json")
+        assert outcome(done) == (3, 0)
+        with Client(node.url) as client:
+            assert client.request("GET", "/nx/acme/app/v1/cache/1").status == 404
+            assert client.request("GET", "/nx/acme/web/v1/cache/1").status == 200
+    connection = apsw.Connection(str(tmp_path / "node" / "node.sqlite"))
+    waiting = set(connection.execute("SELECT key FROM s3_transfers WHERE type = 'delete'"))
+    connection.close()
+    gone = [path for path in bucket.rglob("*") if path.is_file() and "acme/app/nx" in str(path)]
+    # Each object is gone, was never made, or its delete still waits.
+    assert len(gone) <= len(waiting)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "say what is to go"),
+        (["--everything", "--kind", "nx"], "say what is to go"),
+        (["--kind", "jar"], "'jar' is no kind"),
+        (["--project", "acme"], "'acme' is no project"),
+        (["--unused", "long"], "'long' is no age"),
+    ],
+)
+def test_what_it_does_not_understand(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = run(tmp_path, *arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
