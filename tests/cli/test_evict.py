@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from tests.support.folders import artifact_files
 from tests.support.node_process import NodeProcess, node_process
 from tests.system.client import Client, eventually
+from tests.system.data_dir import query
 from undercroft.cli import app
 
 # Ten artifacts of 10 kB below a limit of 200 kB: half of it is used.
@@ -28,8 +29,12 @@ def fill(node: NodeProcess) -> None:
     with Client(node.url) as client:
         for number in range(10):
             assert client.put_ccache(f"{number:040x}", b"x" * 10_000).status == 201
-        # Used again: it goes last.
+        # Used again: it goes last, as soon as that is committed.
         assert client.get_ccache(f"{0:040x}") is not None
+        newest = "SELECT key FROM cache_artifacts ORDER BY last_accessed_at DESC LIMIT 1"
+        eventually(
+            lambda: query(node.data_dir / "node.sqlite", newest)[0][0].endswith(f"{0:040x}"), "the use counts"
+        )
 
 
 def test_beside_a_running_node(tmp_path: Path) -> None:
