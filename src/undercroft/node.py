@@ -52,7 +52,7 @@ from undercroft.telemetry.events import Events
 from undercroft.telemetry.life_metrics import LifeMetrics
 from undercroft.telemetry.prometheus import Prometheus
 from undercroft.telemetry.recent_warnings import RECENT
-from undercroft.telemetry.status import Marks, StatusReport
+from undercroft.telemetry.status import Marks, Status, StatusReport
 from undercroft.telemetry.traffic_metrics import TrafficMetrics
 from undercroft.workers.clean_project import CleanTarget
 
@@ -138,7 +138,7 @@ class Node:
         self.tuist_gate = self._tuist_gate()
         self.gate = self._gate()
         self.status_report = self._status_report()
-        self.status_api = StatusApi(self.status_report.now, self.gate)
+        self.status_api = StatusApi(self._status, self.gate)
         self.application, self.together = self._application()
         self.server: HttpServer | None = None
         self.port = settings.port
@@ -150,7 +150,8 @@ class Node:
         if self._place is None:
             return Application(self._routes(), self.gate), None
         application = WorkerApplication(self._routes(), self.gate)
-        return application, Together(self._place, application, self.prometheus, self._refresh_metrics)
+        refresh, status = self._refresh_metrics, self.status_report.now
+        return application, Together(self._place, application, self.prometheus, refresh, status)
 
     # --- the second tier --------------------------------------------------------------------------
 
@@ -246,6 +247,9 @@ class Node:
             return await self.together.render()
         await self._refresh_metrics()
         return self.prometheus.render()
+
+    async def _status(self) -> Status:
+        return await (self.status_report.now if self.together is None else self.together.status)()
 
     def _missing_workers(self) -> str | None:
         return None if self.together is None else self.together.missing()

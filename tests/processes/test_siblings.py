@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from undercroft.api.request import Receive, Scope, Send
+from undercroft.processes.frames import Kind
 from undercroft.processes.place import Place
 from undercroft.processes.siblings import Siblings
 from undercroft.processes.worker_application import owner_of
@@ -45,7 +46,10 @@ async def two(places: Sequence[Place], application: Application) -> AsyncIterato
     async def metrics() -> bytes:
         return b"sums"
 
-    both = Siblings(places[0], application, metrics), Siblings(places[1], application, metrics)
+    both = (
+        Siblings(places[0], application, {Kind.METRICS: metrics}),
+        Siblings(places[1], application, {Kind.METRICS: metrics}),
+    )
     for one in both:
         await one.open()
     try:
@@ -137,7 +141,7 @@ async def test_nobody_there_is_no_answer(places: list[Place]) -> None:
     async with two(places, application) as (one, other):
         await other.close(0)
         assert not await one.hand_on(1, SCOPE, asked.receive, asked.send)
-        assert await one.metrics_of(1) is None
+        assert await one.ask(1, Kind.METRICS) is None
     assert asked.answer == []
 
 
@@ -162,7 +166,7 @@ async def test_metrics_are_asked_for_and_who_serves_is_known(places: list[Place]
         raise AssertionError
 
     async with two(places, application) as (one, _):
-        assert await one.metrics_of(1) == b"sums"
+        assert await one.ask(1, Kind.METRICS) == b"sums"
         assert one.missing() == [1]
         places[1].ledger.set(1, Entry.SERVES, 1)
         assert one.missing() == []

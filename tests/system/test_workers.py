@@ -277,6 +277,17 @@ def metrics(client: Client) -> str:
     return client.request("GET", "/metrics").body.decode()
 
 
+def test_the_status_is_that_of_all(node: NodeProcess) -> None:
+    for index in range(MANY):
+        with Client(node.url) as client:
+            assert client.put_value(f"s{index}", "x").status == 204
+    with Client(node.url) as client:
+        status = json.loads(client.request("GET", "/api/status").body)
+    assert status["workers"] == WORKERS
+    assert status["hour"]["total"]["stored"] == status["day"]["total"]["stored"] == MANY
+    assert [point["total"]["stored"] for point in status["hour"]["points"]][-2:].count(0) <= 1
+
+
 def test_health_tells_of_a_worker_that_is_not_there(node: NodeProcess) -> None:
     def words() -> str:
         with suppress(OSError, http.client.HTTPException), Client(node.url) as client:

@@ -24,6 +24,8 @@ class Kind(enum.IntEnum):
     LAST_PIECE = 6
     METRICS = 7
     """Asks for the sums of one worker, and answers."""
+    STATUS = 8
+    """Asks for the status of one worker, and answers."""
 
 
 class Frame(NamedTuple):

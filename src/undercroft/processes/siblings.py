@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from undercroft.supervisor import Jobs
 log = structlog.get_logger(__name__)
 
 # A sibling that is at work answers within milliseconds; one that does not is taken to be dying.
-METRICS_S = 2.0
+FIGURES_S = 2.0
 
 # What the reader of one connection keeps in memory.
 READ_BYTES = 256 << 10
 
 Answering = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Figures = Mapping[Kind, Callable[[], Awaitable[bytes]]]
 
 
 class HandedOn(msgspec.Struct, array_like=True):
@@ -49,11 +51,11 @@ _head_decoder = msgspec.msgpack.Decoder(_Head)
 class Siblings:
     """Listens to the siblings of one worker, and speaks to them. `open` it, then `close` it."""
 
-    def __init__(self, place: Place, answer: Answering, metrics: Callable[[], Awaitable[bytes]]) -> None:
-        """`answer` answers a request here, `metrics` gives the sums of this worker."""
+    def __init__(self, place: Place, answer: Answering, figures: Figures) -> None:
+        """`answer` answers a request here, `figures` are those of this worker, by how they are asked for."""
         self._place = place
         self._answer = answer
-        self._metrics = metrics
+        self._figures = figures
         self._server: asyncio.Server | None = None
         self._talks: set[asyncio.Task[Any]] = set()
         self._jobs = Jobs()
@@ -118,8 +120,8 @@ class Siblings:
 
     async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         frame = await frames.read(reader)
-        if frame is not None and frame.kind is Kind.METRICS:
-            frames.write(writer, Kind.METRICS, await self._metrics())
+        if frame is not None and frame.kind in self._figures:
+            frames.write(writer, frame.kind, await self._figures[frame.kind]())
             await writer.drain()
         elif frame is not None and frame.kind is Kind.REQUEST:
             await self._answer_for(_decoder.decode(frame.data), reader, writer)
@@ -152,13 +154,13 @@ class Siblings:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    async def metrics_of(self, worker: int) -> bytes | None:
-        """The sums of a sibling; None if it does not answer."""
+    async def ask(self, worker: int, kind: Kind) -> bytes | None:
+        """Figures of a sibling; None if it does not answer."""
         try:
-            async with asyncio.timeout(METRICS_S):
+            async with asyncio.timeout(FIGURES_S):
                 reader, writer = await asyncio.open_unix_connection(self._path(worker), limit=READ_BYTES)
                 try:
-                    frames.write(writer, Kind.METRICS)
+                    frames.write(writer, kind)
                     frame = await frames.read(reader)
                 finally:
                     writer.close()

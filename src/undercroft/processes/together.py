@@ -5,7 +5,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from undercroft.buffers import SQLiteBuffer
+from undercroft.processes.frames import Kind
 from undercroft.processes.place import Place
 from undercroft.processes.siblings import Siblings
 from undercroft.processes.worker_application import WorkerApplication
@@ -13,6 +16,7 @@ from undercroft.storage.books import SharedBooks
 from undercroft.storage.ledger import Entry
 from undercroft.telemetry.life_metrics import Figures
 from undercroft.telemetry.prometheus import Prometheus
+from undercroft.telemetry.status import Status, together
 from undercroft.telemetry.summed import LastWords, Report, decoded, encoded, merged, rendered, report_of
 
 
@@ -25,12 +29,15 @@ class Together:
         application: WorkerApplication,
         prometheus: Prometheus,
         refresh: Callable[[], Awaitable[None]],
+        own_status: Callable[[], Awaitable[Status]],
     ) -> None:
         """`refresh` brings those figures up to date that are not asked for at each scrape."""
         self._place = place
         self._prometheus = prometheus
         self._refresh = refresh
-        self._siblings = Siblings(place, application.answer_here, self._own_metrics)
+        self._own_status = own_status
+        figures = {Kind.METRICS: self._own_metrics, Kind.STATUS: self._encoded_status}
+        self._siblings = Siblings(place, application.answer_here, figures)
         application.siblings = self._siblings
         self._last_words = LastWords(Path(f"/proc/self/fd/{place.directory}"))
         self._inherited: Report = []
@@ -62,14 +69,26 @@ class Together:
         return encoded(await self._own())
 
     async def _of(self, worker: int) -> Report:
-        answer = await self._siblings.metrics_of(worker)
+        answer = await self._siblings.ask(worker, Kind.METRICS)
         return self._last_words.read(worker) if answer is None else decoded(answer)
+
+    @property
+    def _others(self) -> list[int]:
+        return [number for number in range(self._place.count) if number != self._place.number]
 
     async def render(self) -> tuple[bytes, str]:
         """The series of all of them, and their content type."""
-        others = [number for number in range(self._place.count) if number != self._place.number]
-        own, *rest = await asyncio.gather(self._own(), *(self._of(number) for number in others))
+        own, *rest = await asyncio.gather(self._own(), *(self._of(number) for number in self._others))
         return rendered(merged(own, rest))
+
+    async def _encoded_status(self) -> bytes:
+        return msgspec.json.encode(await self._own_status())
+
+    async def status(self) -> Status:
+        """The status of all of them that answer, as one."""
+        answers = await asyncio.gather(*(self._siblings.ask(one, Kind.STATUS) for one in self._others))
+        rest = [msgspec.json.decode(one, type=Status) for one in answers if one is not None]
+        return together([await self._own_status(), *rest])
 
 
 def shared_books(place: Place | None, buffer: SQLiteBuffer[Any, Any]) -> SharedBooks | None:
