@@ -122,6 +122,10 @@ class BackgroundWork:
         """What is asked at each scrape."""
         transfers, worker, (key_values, node) = self._parts.transfers, self._transfers, self._databases
         return {
+            "undercroft_databases_damaged": (
+                "Databases in which a damaged page was met: docs/operations.md says what to do",
+                lambda: sum(database.damage is not None for database in self._databases),
+            ),
             "undercroft_transfers_parked": (
                 "Transfers that wait for `undercroft transfers retry`",
                 lambda: transfers.parked,

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import apsw
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.leaks import database_threads, open_files
 from tests.support.locks import lock_of_another_connection, lock_of_another_process
+from undercroft.api.health import database_check
 from undercroft.database import Database, transaction
 from undercroft.database import connection as connections
-from undercroft.database.connection import PRAGMAS, open_connection
+from undercroft.database.connection import DAMAGED, PRAGMAS, open_connection
 from undercroft.database.schema import KEY_VALUES
 from undercroft.errors import ClosedError, DatabaseLockedError, DataDirectoryError
 
@@ -444,3 +446,33 @@ async def test_a_large_wal_is_no_obstacle_where_there_is_room_or_nobody_knows(
     await insert_large(database, 8)
     assert wal_bytes(database) > 8_000_000
     reader.close()
+
+
+async def test_a_damaged_page_is_told_once_by_whoever_meets_it(database: Database) -> None:
+    await insert_large(database, 3)
+    await database.truncate_wal()
+    with database.path.open("r+b") as file:
+        file.seek(2 * 4_096)
+        file.write(b"\xff" * (database.path.stat().st_size - 2 * 4_096))
+    # Made anew, what connections have read before counts no more.
+    await database.close()
+    again = Database(database.path, KEY_VALUES)
+    again._point_reader = open_connection(database.path, read_only=True)
+    again._reader.open()
+    again._writer.open()
+    sql = "SELECT json_payload FROM key_value_entries"
+    with capture_logs() as logs:
+        with pytest.raises(DAMAGED):
+            again.find(sql)
+        with pytest.raises(DAMAGED):
+            await again.read(lambda connection: connection.execute(sql).fetchall())
+        with pytest.raises(DAMAGED):
+            await again.write(partial(insert, key="k1"))
+    await again.close()
+    assert again.damage is not None
+    assert await database_check(again)() == (
+        f"database key_values.sqlite is damaged ({again.damage}): see docs/operations.md"
+    )
+    (told,) = logs
+    assert told["event"] == "database_damaged"
+    assert told["path"] == str(database.path)

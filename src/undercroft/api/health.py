@@ -23,9 +23,11 @@ Check: TypeAlias = Callable[[], Awaitable[str | None]]
 
 
 def database_check(database: Database) -> Check:
-    """Whether the database answers a query."""
+    """Whether the database answers a query, and never met a damaged page."""
 
     async def check() -> str | None:
+        if database.damage is not None:
+            return f"database {database.path.name} is damaged ({database.damage}): see docs/operations.md"
         try:
             database.find("SELECT count(*) FROM sqlite_schema")
         except (apsw.Error, UndercroftError) as error:

@@ -5,15 +5,15 @@ process nobody ever meets a lock and nobody starves: work is done in the order i
 """
 
 import asyncio
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
+import structlog
 
+from undercroft.database.connection_thread import ConnectionThread
 from undercroft.database.schema import Schema, check_file, is_current, migrate
 from undercroft.database.upkeep import (
     PAGE_BYTES,
@@ -26,6 +26,8 @@ from undercroft.database.upkeep import (
 )
 from undercroft.durable import sync_file
 from undercroft.errors import ClosedError, DatabaseLockedError, DataDirectoryError
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -56,6 +58,9 @@ PRAGMAS: tuple[tuple[str, str | int, str], ...] = (
 
 # What SQLite says when a file, its directory or the file system does not let it write.
 NOT_WRITABLE = (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.FullError, apsw.IOError)
+
+# What it says of pages that are not what they must be.
+DAMAGED = (apsw.CorruptError, apsw.NotADBError)
 
 
 def open_connection(path: Path, *, synchronous: str = "NORMAL", read_only: bool = False) -> apsw.Connection:
@@ -95,96 +100,6 @@ def transaction(connection: apsw.Connection) -> Iterator[None]:
         raise
 
 
-class ConnectionThread:
-    """A thread that owns one connection and runs functions on it in the order of their submission."""
-
-    def __init__(self, name: str, open_in_thread: Callable[[], apsw.Connection]) -> None:
-        self._open = open_in_thread
-        self._jobs: queue.SimpleQueue[Callable[[apsw.Connection], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._accepts = False
-
-    def open(self) -> None:
-        """Starts the thread and waits for its connection. Raises what SQLite raised."""
-        self._thread.start()
-        error = self._opened.get()
-        if error is not None:
-            self._thread.join()
-            raise error
-        self._accepts = True
-
-    def _work(self) -> None:
-        try:
-            connection = self._open()
-        except BaseException as error:  # noqa: BLE001  # handed to `open`, which waits for an answer
-            self._opened.put(error)
-            return
-        self._opened.put(None)
-        while (job := self._jobs.get()) is not None:
-            job(connection)
-        connection.close()
-
-    def post(self, job: Callable[[apsw.Connection], None]) -> None:
-        """Submits a job nobody waits for. It must not raise."""
-        if self._accepts:
-            self._jobs.put(job)
-
-    async def run(self, function: Callable[[apsw.Connection], T]) -> T:
-        """Runs `function` in the thread and answers its result, or raises what it raised.
-
-        If the caller is cancelled the function still runs.
-        """
-        if not self._accepts:
-            raise ClosedError(f"{self._thread.name} is closed")
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-
-        def job(connection: apsw.Connection) -> None:
-            outcome: Callable[[], None]
-            try:
-                result = function(connection)
-            except StopIteration as error:
-                # No future takes this one: the caller would wait for ever.
-                outcome = _setter(answer.set_exception, RuntimeError(f"the function raised {error!r}"))
-            except BaseException as error:  # noqa: BLE001  # handed to the caller, who raises it
-                outcome = _setter(answer.set_exception, error)
-            else:
-                outcome = _setter(answer.set_result, result)
-            # A loop that is already gone has nobody left to tell.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_tell, answer, outcome)
-
-        self._jobs.put(job)
-        return await answer
-
-    async def close(self) -> None:
-        """Finishes what was submitted, closes the connection, ends the thread. Idempotent."""
-        self._stop_accepting()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
-
-    def abandon(self) -> None:
-        """The same for a thread that has nothing to do yet. Blocks for no more than a moment."""
-        self._stop_accepting()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _stop_accepting(self) -> None:
-        if self._accepts:
-            self._accepts = False
-            self._jobs.put(None)
-
-
-def _setter(method: Callable[[Any], None], value: Any) -> Callable[[], None]:
-    return lambda: method(value)
-
-
-def _tell(answer: "asyncio.Future[Any]", outcome: Callable[[], None]) -> None:
-    if not answer.done():
-        outcome()
-
-
 class Database:
     """One SQLite file: a writer, a reader for long queries, a reader for point queries, checkpoints.
 
@@ -206,6 +121,8 @@ class Database:
         self._wal_pages = 0
         self._restart_from = WAL_LIMIT_PAGES
         self.checkpoint_failures = 0
+        self.damage: str | None = None
+        """What SQLite said when it met a page that is no good; None while it has not."""
         self.on_full: Callable[[], None] = lambda: None
         """Called when SQLite found the disk full. Eviction sets it."""
 
@@ -289,13 +206,32 @@ class Database:
         except apsw.FullError:
             self.on_full()
             raise
+        except DAMAGED as error:
+            self._tell_damage(error)
+            raise
 
     def _is_wal_too_large(self) -> bool:
         return self._wal_pages >= CHECKPOINT_PAGES and not has_room_to_copy(self.path, self._wal_pages)
 
     async def read(self, function: Callable[[apsw.Connection], T]) -> T:
         """Runs a query that may take long, off the event loop."""
-        return await self._reader.run(function)
+        try:
+            return await self._reader.run(function)
+        except DAMAGED as error:
+            self._tell_damage(error)
+            raise
+
+    def _tell_damage(self, error: apsw.Error) -> None:
+        """Once is enough: what is damaged stays so until somebody does something."""
+        if self.damage is None:
+            self.damage = str(error)
+            log.error(
+                "database_damaged",
+                path=str(self.path),
+                error=str(error),
+                what_to_do="stop the node, move the file away, start again: "
+                "docs/operations.md, A damaged database",
+            )
 
     def find(self, sql: str, *values: "apsw.SQLiteValue") -> tuple[Any, ...] | None:
         """The first row of a point query, run at once on the caller's thread (the event loop's).
@@ -304,7 +240,11 @@ class Database:
         """
         if self._point_reader is None:
             raise ClosedError(f"{self.path.name} is not open")
-        return self._point_reader.execute(sql, values).fetchone()
+        try:
+            return self._point_reader.execute(sql, values).fetchone()
+        except DAMAGED as error:
+            self._tell_damage(error)
+            raise
 
     async def sync(self) -> None:
         """Makes what is committed survive a loss of power, with synchronous=NORMAL too. Raises OSError.
