@@ -20,8 +20,9 @@ import structlog
 
 from undercroft.config import Settings, url_of
 from undercroft.processes.directory import ParentDirectory
+from undercroft.processes.listeners import listeners
 from undercroft.processes.place import Place
-from undercroft.server import bind
+from undercroft.server import BACKLOG, bind
 from undercroft.storage.ledger import Entry, Ledger
 from undercroft.telemetry import logs
 
@@ -36,7 +37,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 # A worker that lived for so long is replaced at once; one that did not waits, twice as long each time.
 LIVED_S = 10.0
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 2.0
+
+# Clients whose connections the kernel gave to a place wait for the next one in it. If that never gets as far
+# as to serve, the node ends rather than to leave them waiting.
+MOST_FALSE_STARTS = 5
 
 
 @dataclass
@@ -51,6 +56,8 @@ class Worker:
     serves: bool = False
     started_at: float = 0.0
     pause_s: float = 0.0
+    false_starts: int = 0
+    """So many in a row died before they served."""
     due_at: float = 0.0
     """When the next one starts, monotonic."""
 
@@ -73,7 +80,9 @@ class Parent:
 
     def run(self) -> int:
         """Answers the exit status. Raises `ListenError`."""
-        self._listener = bind(self._settings.host, self._settings.port)
+        first = bind(self._settings.host, self._settings.port)
+        self._address = first.getsockname()
+        self._listeners = listeners(first, len(self._workers), BACKLOG)
         self._directory = ParentDirectory(self._settings.data_dir)
         self._directory.open()
         self._ledger = Ledger.create(len(self._workers))
@@ -93,7 +102,7 @@ class Parent:
             while any(worker.process_id for worker in self._workers) or self._stop_asked_at is None:
                 self._turn()
         finally:
-            self._listener.close()
+            self._close_listeners()
             self._directory.close()
         log.info("stopped")
         return self._exit_status
@@ -118,7 +127,7 @@ class Parent:
             settings = self._settings
             log.info(
                 "listening",
-                url=url_of(settings.host, self._listener.getsockname()[1]),
+                url=url_of(settings.host, self._address[1]),
                 data_dir=str(settings.data_dir),
                 ack=settings.ack,
                 auth=settings.auth.mode,
@@ -150,7 +159,12 @@ class Parent:
         """Lets every worker end."""
         if self._stop_asked_at is None:
             self._stop_asked_at = now
+            self._close_listeners()
             os.close(self._hold)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -192,6 +206,8 @@ class Parent:
             for other in self._workers:
                 if other.news >= 0:
                     os.close(other.news)
+                if other is not worker:
+                    self._listeners[other.number].close()
             status = self._work(self._settings, self._place(worker, telling))
         finally:
             if sys.exc_info()[0] is not None:
@@ -203,7 +219,7 @@ class Parent:
         return Place(
             worker.number,
             len(self._workers),
-            self._listener,
+            self._listeners[worker.number],
             self._lifeline,
             self._directory.descriptor,
             self._ledger,
@@ -234,6 +250,7 @@ class Parent:
                 self._died(worker, os.waitstatus_to_exitcode(status))
 
     def _died(self, worker: Worker, status: int) -> None:
+        worker.false_starts = 0 if worker.serves else worker.false_starts + 1
         process_id, worker.process_id, worker.serves = worker.process_id, 0, False
         self._close_news(worker)
         self._ledger.set(worker.number, Entry.SERVES, 0)
@@ -242,9 +259,10 @@ class Parent:
                 self._exit_status = self._exit_status or EXIT_CRASHED
                 log.error("worker_failed", worker=worker.number, pid=process_id, exit_status=status)
             return
-        if status == EXIT_UNUSABLE or not self._listening:
+        if status == EXIT_UNUSABLE or not self._listening or worker.false_starts >= MOST_FALSE_STARTS:
             # What is wrong is wrong for all of them.
             self._exit_status = EXIT_UNUSABLE if status == EXIT_UNUSABLE else EXIT_CRASHED
+            log.error("worker_cannot_start", worker=worker.number, pid=process_id, exit_status=status)
             self._stop(time.monotonic())
             return
         self._put_off(worker, time.monotonic())

@@ -16,7 +16,7 @@ class Place:
     count: int
     """How many there are."""
     listener: socket.socket
-    """The socket all of them accept from."""
+    """The socket it accepts from; the others have sockets of their own on the same address."""
     lifeline: int
     """A descriptor that can be read when this process is to end: its parent says so, or is dead."""
     directory: int
