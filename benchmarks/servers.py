@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -165,23 +166,26 @@ def launched(
     ready: str | None = None,
 ) -> Iterator[Server]:
     """Starts a server, and ends it on leaving. It is ready when it answers `ready`, or accepts."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_ready(name, port, process, ready)
-        yield Server(name, process, port, time.perf_counter() - started)
-    finally:
-        end(process)
+    with tempfile.TemporaryFile() as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            if not _becomes_ready(port, process, ready):
+                said.seek(0)
+                raise SystemExit(f"benchmarks: {name} did not start: {said.read()[-2_000:].decode()}")
+            yield Server(name, process, port, time.perf_counter() - started)
+        finally:
+            end(process)
 
 
-def _wait_until_ready(name: str, port: int, process: subprocess.Popen[bytes], path: str | None) -> None:
+def _becomes_ready(port: int, process: subprocess.Popen[bytes], path: str | None) -> bool:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection((HOST, port), 5):
             if path is None or _answers(port, path):
-                return
+                return True
         time.sleep(POLL_S)
-    raise SystemExit(f"benchmarks: {name} did not start")
+    return False
 
 
 def _answers(port: int, path: str) -> bool:
