@@ -21,12 +21,14 @@ from undercroft.storage.key_locks import KeyLocks
 from undercroft.storage.label import Label, label_of
 from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.storage.open_file import FoundFile, OpenFile, sha256_of
+from undercroft.storage.proofs import Proofs
 from undercroft.storage.upload import (
     UNKNOWN_ORIGIN,
     Arrival,
     Origin,
     Stored,
     Upload,
+    no_eviction,
     nobody,
     told_of_no_room,
 )
@@ -35,13 +37,9 @@ from undercroft.storage.witnesses import Witness, Witnesses
 
 log = structlog.get_logger(__name__)
 
-# The first time a file of at most this size is served, or stored again, after a start its digest is
-# checked. A larger one would keep whoever comes first waiting for seconds; it is checked by its size.
+# The first time a file is served, or stored again, after a start its digest is checked; one of more than this
+# would keep whoever comes first waiting for seconds: it is proven while it is served.
 VERIFY_MAX_BYTES = 64 << 20
-
-
-async def _no_eviction(_size: int) -> bool:
-    return False
 
 
 class CacheArtifacts:
@@ -65,7 +63,7 @@ class CacheArtifacts:
         self._rows = ArtifactRows(database, buffer, transfers, ack)
         self._disk = disk
         self._capacity = capacity
-        self.make_room: Callable[[int], Awaitable[bool]] = _no_eviction
+        self.make_room: Callable[[int], Awaitable[bool]] = no_eviction
         """Asked for so many bytes when there is no room; answers whether to try again. Eviction sets it."""
         self.on_stored: Callable[[str], None] = nobody
         """Told the key of each artifact that was stored."""
@@ -76,6 +74,7 @@ class CacheArtifacts:
         self.threads = DiskThreads()
         self._verified = VerifiedFiles[ArtifactAccess]()
         self._healing = Healing(disk, self._verified)
+        self._proofs = Proofs(self.threads, self._verified, self.quarantine)
         # A new file under an old name, while it is being renamed: its inode and the row to come.
         self._replacing: dict[str, tuple[int, ArtifactAccess]] = {}
         self.locks = KeyLocks()
@@ -172,7 +171,8 @@ class CacheArtifacts:
             else:
                 row = await self._verify(key, file, surely)
             if row is not None:
-                return OpenArtifact(file.descriptor, file.size, row.content_sha256)
+                reached = self._proofs.reached(file, row) if file.size > VERIFY_MAX_BYTES else None
+                return OpenArtifact(file.descriptor, file.size, row.content_sha256, reached)
         except BaseException:
             os.close(file.descriptor)
             raise

@@ -67,6 +67,10 @@ class DigestMismatchError(UndercroftError):
     """The bytes that arrived are not those the client announced."""
 
 
+class DamagedArtifactError(UndercroftError):
+    """The bytes of an artifact on disk are not those that were stored."""
+
+
 class IncompleteBodyError(UndercroftError):
     """The body ended before its declared length, or the client went away."""
 

@@ -1,5 +1,6 @@
 """Artifacts that are damaged, and foreign things in their tree: never a wrong byte, healed where possible."""
 
+import http.client
 import os
 import random
 import shutil
@@ -8,13 +9,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from tests.api.dialects import DIALECTS
 from tests.support.campaign import Campaign
 from tests.support.node_process import node_process
 from tests.support.s3_endpoint import S3Endpoint
 from tests.system.client import Client, eventually
 from tests.system.data_dir import files_under, query
-from tests.system.stored_bytes import Shaking, Stored, is_soft, is_stored
+from tests.system.stored_bytes import BLOCK, Shaking, Stored, is_soft, is_stored
 from tests.system.test_object_store import settings
 
 QUICK = {"RECONCILE__PAUSE_MS": "1000", "BUFFERS__COMMIT_TIMEOUT_MS": "20000"}
@@ -177,3 +180,30 @@ def heal(stored: Stored, client: Client, tree: Path) -> None:
         if not stored.get(client, path):
             name = path.rsplit("/", 1)[1].split("?")[0]
             assert any(any(folder.iterdir()) for folder in tree.rglob(name) if folder.is_dir()), path
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_bit_of_a_large_artifact(data_dir: Path, at: float) -> None:
+    """Beyond 64 MiB it is proven while it is sent: its end never comes if it is damaged."""
+    content, path = BLOCK * 9, f"/ccache/acme/app/{'a' * 40}"
+    with node_process(data_dir) as node, Client(node.url) as client:
+        assert client.request("PUT", path, content).status == 201
+        assert node.stop() == 0
+    (file,) = files_under(data_dir / "artifacts")
+    with file.open("r+b") as opened:
+        opened.seek(int(at * (len(content) - 1)))
+        (byte,) = opened.read(1)
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes([byte ^ 1]))
+    with node_process(data_dir) as node:
+        with Client(node.url) as client, pytest.raises(http.client.IncompleteRead):
+            client.get_bytes(path)
+        with Client(node.url) as client:
+            assert client.get_bytes(path) is None
+            assert client.request("PUT", path, content).status in (200, 201)
+            assert client.get_bytes(path) == content
+            # From here on it is known to be right.
+            assert client.request("GET", path, headers={"range": "bytes=5-9"}).body == content[5:10]
+        assert node.logged("artifact_damaged")
+        assert node.stop() == 0
+    shutil.rmtree(data_dir)

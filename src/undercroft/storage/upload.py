@@ -139,6 +139,11 @@ class Stored(enum.Enum):
     EXISTS = "exists"
 
 
+async def no_eviction(_size: int) -> bool:
+    """Makes no room."""
+    return False
+
+
 def nobody(*_: object) -> None:
     """Hears nothing."""
 
