@@ -68,6 +68,13 @@ SCHEMA = schemathesis.openapi.from_dict(in_shapes(DOCUMENT, ROUTES))
 OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations() if isinstance(found, Ok)]
 
 
+def operations_with(settings: Settings) -> list[Operation]:
+    """The operations of a node with these settings: some ask for a credential only where tokens are."""
+    routes = Node(settings)._routes()
+    found = schemathesis.openapi.from_dict(in_shapes(openapi(routes), routes)).get_all_operations()
+    return [one.ok() for one in found if isinstance(one, Ok)]
+
+
 def bring_about(case: Case[Any], session: requests.Session, url: str) -> None:
     """Makes it so that the request can succeed: stores what it asks for, begins what it goes on with."""
     if case.operation.path.endswith("/cas/{hash}"):

@@ -136,8 +136,9 @@ def _answers(route: Route) -> dict[int, str]:
     unknown = {answers.unauthenticated_read if reads else answers.unauthenticated: UNAUTHENTICATED}
     forbidden = {answers.forbidden_read if reads else answers.forbidden: FORBIDDEN}
     if route.needs == "any":
-        forbidden = {}
-    return {**unknown, **forbidden, **route.answers}
+        return {**unknown, **route.answers}
+    # Whose project it is must be known before it can be said who may do what in it.
+    return {answers.malformed: "bad parameters", **unknown, **forbidden, **route.answers}
 
 
 def _content(route: Route, status: int) -> dict[str, Any]:
