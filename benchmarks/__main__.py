@@ -19,6 +19,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "connections": ("wrk", "nginx"),
     "turborepo": ("node", "nginx", str(TURBOREPO_PEER)),
     "http_node": ("wrk", "nginx"),
+    "artifacts": (),
     "growth": (),
     "start": (),
     "memory": (),

@@ -49,6 +49,10 @@ SECTIONS = {
         "Paths through the node",
         "One kind of request at a time, by `wrk`, against handlers that do as little as possible.",
     ),
+    "artifacts": (
+        "Artifacts without HTTP",
+        "What one store and one read of an artifact cost in the service below the HTTP layer.",
+    ),
     "growth": (
         "Growth of the key values",
         (

@@ -44,7 +44,7 @@ STARTERS = {
     "supervisor.py": {"create_task"},
     "database/connection_thread.py": {"Thread"},
     "api/responses.py": {"ensure_future"},  # listens for the client's leaving, inside one request
-    "storage/disk_threads.py": {"ThreadPoolExecutor"},
+    "storage/disk_threads.py": {"Thread"},
 }
 ROW_QUERIES = {"artifacts.py", "auth/tokens.py", "key_values.py", "s3/transfers.py", "api/health.py"}
 ROW_QUERIES_IN = ("database", "buffers", "workers")
@@ -144,7 +144,8 @@ def test_process_ends_in_the_command_only() -> None:
 def test_broad_except_says_why() -> None:
     """Ruff finds them; this keeps their number small."""
     marked = {file.relative_to(SOURCE).as_posix() for file in FILES if "noqa: BLE001" in file.read_text()}
-    assert marked <= {"api/app.py", "database/connection_thread.py", "node.py"}
+    allowed = {"api/app.py", "database/connection_thread.py", "node.py", "storage/disk_threads.py"}
+    assert marked <= allowed
 
 
 @pytest.mark.parametrize("file", TREES)

@@ -341,8 +341,23 @@ async def test_digest_of_a_verified_file_is_computed_once(
     os.close(found.descriptor)
 
 
-async def test_read_error_of_the_disk_is_raised_and_closes_the_file(rig: ArtifactRig) -> None:
-    await rig.store(b"12345")
+@pytest.mark.parametrize("replace", [False, True])
+async def test_what_was_just_stored_is_not_hashed_again(rig: ArtifactRig, replace: bool) -> None:
+    await rig.store(b"old", replace=True)
+    await rig.artifacts.evict(KEY)
+    await rig.store(b"12345", replace=replace)
+    with fault("pread", errno.EIO) as reading:
+        found = await rig.artifacts.read(KEY, surely=True)
+    assert reading.calls == 0
+    assert found is not None
+    found.close()
+
+
+async def test_read_error_of_the_disk_is_raised_and_closes_the_file(open_rig: OpenRig) -> None:
+    first = await open_rig()
+    await first.store(b"12345")
+    await first.close()
+    rig = await open_rig()
     with fault("pread", errno.EIO), pytest.raises(OSError, match="Input/output"):
         await rig.artifacts.read(KEY)
     assert open_files(rig.folder / "artifacts") == []

@@ -16,7 +16,7 @@ from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.disk import Disk
 from undercroft.storage.disk_threads import DiskThreads
-from undercroft.storage.healing import Healing, Standing
+from undercroft.storage.healing import Healing
 from undercroft.storage.key_locks import KeyLocks
 from undercroft.storage.label import Label, label_of
 from undercroft.storage.open_artifact import OpenArtifact
@@ -240,8 +240,7 @@ class CacheArtifacts:
 
     async def quarantine(self, key: str, row: ArtifactAccess | None, file: OpenFile) -> None:
         """Puts a file that contradicts what is said of it out of reach, unless it was replaced meanwhile."""
-        expected = None if row is None else row.size_bytes
-        log.error("artifact_damaged", key=key, size=file.size, expected_size=expected)
+        log.error("artifact_damaged", key=key, size=file.size, expected_size=row and row.size_bytes)
         async with self.alone(key):
             if await self.threads.run(self._disk.quarantine, key, file.inode) and row is not None:
                 await self.forget(row)
@@ -333,29 +332,37 @@ class CacheArtifacts:
             arrival.replace = arrival.replace or self.is_doomed(key)
             old = self.find(key)
             try:
-                row, standing = await self.threads.run(self._finish, arrival, old)
-                if standing is not None and self._stays(key, standing):
+                row = await self.threads.run(self._finish, arrival, old)
+                if upload.published is None and await self._stays(key, old, arrival):
                     # Whoever stored it may still be waiting for its commit.
                     return self._rows.before(key)
-                if standing is not None:
+                if upload.published is None:
+                    # What nobody vouches for, or is damaged, is healed like what is to be replaced.
                     await self.threads.run(upload.publish_over, key)
                 tickets = self._record(row, upload=not arrival.from_object_store)
             except BaseException:
                 # Not even the file of a request that was cancelled stays: its client was told nothing.
                 if upload.published is not None:
-                    await self.threads.run(self._disk.delete, key, upload.published)
+                    await self.threads.run(self._disk.delete, key, upload.published.inode)
                 raise
             finally:
                 self._replacing.pop(key, None)
+            if upload.published is not None:
+                # It was hashed while it was written: whoever reads it need not do that again.
+                self._verified.add(upload.published, row)
             room.published(row.size_bytes, replaced=old.size_bytes if old else 0)
         return Taken(Stored.REPLACED if old else Stored.CREATED, *tickets)
 
-    def _stays(self, key: str, standing: Standing) -> bool:
-        """Whether a file that is whole keeps its name: not if a request to clean its project passed it by."""
+    async def _stays(self, key: str, old: ArtifactAccess | None, arrival: Arrival) -> bool:
+        """Whether the file that has the name keeps it: whole, and not passed by by a request to clean."""
+        body = arrival.upload.finished_file
+        standing = await self.threads.run(self._healing.standing, key, old, body, hash_up_to=VERIFY_MAX_BYTES)
+        if standing is None:
+            return False
         label, row = standing.file.label, self.find(key)
+        if label is not None and not agrees(row, label) and not self._is_live(key, label):
+            return False
         if label is not None:
-            if not agrees(row, label) and not self._is_live(key, label):
-                return False
             self.take_at_its_word(key, standing.file, standing.proven or None)
         elif row is not None and standing.proven:
             self._verified.add(standing.file, row)
@@ -368,32 +375,24 @@ class CacheArtifacts:
         self.on_stored(row.key)
         return tickets
 
-    def _finish(self, arrival: Arrival, old: ArtifactAccess | None) -> tuple[ArtifactAccess, Standing | None]:
-        """Gives the upload its name, unless a whole artifact has that: it is answered beside the row."""
+    def _finish(self, arrival: Arrival, old: ArtifactAccess | None) -> ArtifactAccess:
+        """Gives the upload its name unless another keeps that; answers its row."""
         key, upload, stored_at = arrival.key, arrival.upload, now_us()
-        file, inode = upload.finish(arrival.expected_sha256, stored_at)
+        file, found = upload.finish(arrival.expected_sha256, stored_at)
         row = ArtifactAccess(key, file.size, stored_at, file.digest(), True, *arrival.origin, stored_at)
         if old is not None:
             # Readers who find the new file before the new row is known must not hold it against the old one,
             # also where files say nothing of themselves.
-            self._replacing[key] = (inode, row)
-        if not arrival.replace:
-            if upload.publish_new(key):
-                return row, None
-            standing = self._healing.standing(key, old, file, hash_up_to=VERIFY_MAX_BYTES)
-            if standing is not None:
-                return row, standing
-        # A file that nobody vouches for, or damaged, is healed like one that is to be replaced.
-        upload.publish_over(key)
-        return row, None
+            self._replacing[key] = (found.inode, row)
+        publish = upload.publish_over if arrival.replace else upload.publish_new
+        publish(key)
+        return row
 
     async def adopt(self, row: ArtifactAccess, *, upload: bool = True) -> None:
         """Takes a whole file that lies under its key without a row. The caller is `alone` with the key."""
         await self._rows.wait_for_room(upload=upload)
         self._record(row, upload=upload)
         self._capacity.books.published(row.size_bytes, replaced=0)
-
-    # --- order ------------------------------------------------------------------------------------
 
     def alone(self, key: str) -> asyncio.Lock:
         """Lets one task at a time change what is under a key. The lock lives as long as somebody has it."""

@@ -19,9 +19,10 @@ def test_small_upload_touches_the_disk_only_at_its_end(disk: Disk, tmp_path: Pat
     upload = Upload(disk)
     assert not upload.add(b"12345")
     assert temporary_files(tmp_path) == []
-    file, inode = upload.finish(None, 1)
-    assert (file.size, upload.size) == (5, 5)
-    assert Path(file.path).stat().st_ino == inode
+    file, found = upload.finish(None, 1)
+    assert (file.size, found.size, upload.size) == (5, 5, 5)
+    status = Path(file.path).stat()
+    assert (status.st_ino, status.st_mtime_ns) == (found.inode, found.modified_ns)
     assert Path(file.path).read_bytes() == b"12345"
     upload.discard()
 

@@ -62,14 +62,15 @@ class TemporaryFile:
         """SHA-256 of what was written, 64 lowercase hex digits."""
         return self._hash.hexdigest()
 
-    def finish(self, label: Label | None, *, fsync: bool) -> int:
-        """Gives the file its label, if any, and closes it; answers its inode. Raises OSError."""
+    def finish(self, label: Label | None, *, fsync: bool) -> FoundFile:
+        """Gives the file its label, if any, and closes it; answers what it is. Raises OSError."""
         try:
             if label is not None:
                 write_label(self._descriptor, label)
             if fsync:
                 os.fsync(self._descriptor)
-            return os.fstat(self._descriptor).st_ino
+            status = os.fstat(self._descriptor)
+            return FoundFile(status.st_size, status.st_ino, status.st_mtime_ns, label)
         finally:
             self._close()
 
@@ -77,7 +78,8 @@ class TemporaryFile:
         """Removes the temporary name, whatever became of the file. Idempotent."""
         self._close()
         if self.path:
-            Path(self.path).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
             self.path = ""
 
     def _close(self) -> None:
@@ -169,10 +171,10 @@ class Disk:
         """
         final = artifact_path(self.artifacts, key)
         try:
-            _with_parents(final, lambda: Path(temporary.path).replace(final))
+            _with_parents(final, lambda: os.replace(temporary.path, final))
         except IsADirectoryError:
             _remove_directory(final, key)
-            Path(temporary.path).replace(final)
+            os.replace(temporary.path, final)
         temporary.path = ""
         self._make_durable(final)
 
@@ -186,8 +188,8 @@ class Disk:
             Path(final).unlink(missing_ok=True)
             raise
 
-    def finish(self, temporary: TemporaryFile, stored_at: int) -> int:
-        """Labels a temporary file and closes it, through to the medium if so set; answers its inode.
+    def finish(self, temporary: TemporaryFile, stored_at: int) -> FoundFile:
+        """Labels a temporary file and closes it, through to the medium if so set; answers what it is.
 
         `stored_at` in microseconds since the epoch. Raises OSError.
         """

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from undercroft.errors import CapacityError, DigestMismatchError
 from undercroft.storage.disk import Disk, TemporaryFile, is_full
+from undercroft.storage.open_file import FoundFile
 
 # Handing bytes to a thread costs the same whatever their number. Up to this size a whole
 # upload takes one hand-over; of a larger one no more than this is ever in memory.
@@ -24,9 +25,9 @@ class Upload:
         self._spool: list[bytes] = []
         self._spooled = 0
         self.size = 0
-        self._inode = 0
-        self.published: int | None = None
-        """The inode of the file once it has its final name."""
+        self._finished: FoundFile | None = None
+        self.published: FoundFile | None = None
+        """The file once it has its final name."""
 
     def add(self, chunk: bytes) -> bool:
         """Takes a chunk; answers whether it is time for `write_out`."""
@@ -54,32 +55,37 @@ class Upload:
         assert self._file is not None  # noqa: S101  # only asked for after write_out
         return os.open(self._file.path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def finish(self, expected_sha256: str | None, stored_at: int) -> tuple[TemporaryFile, int]:
-        """Writes the rest; answers the closed file, which says when it was stored, and its inode. Blocks.
+    def finish(self, expected_sha256: str | None, stored_at: int) -> tuple[TemporaryFile, FoundFile]:
+        """Writes the rest; answers the closed file, which says when it was stored, and what it is. Blocks.
 
         Raises `DigestMismatchError` if the bytes are not those the client announced, OSError.
         """
         file = self._whole(expected_sha256)
-        self._inode = self._disk.finish(file, stored_at)
-        return file, self._inode
+        self._finished = self._disk.finish(file, stored_at)
+        return file, self._finished
+
+    @property
+    def finished_file(self) -> TemporaryFile:
+        """What `finish` closed, while it has no final name."""
+        assert self._file is not None  # noqa: S101  # finish had it
+        return self._file
 
     def publish_new(self, key: str) -> bool:
         """Gives the finished file its final name unless somebody has it; answers whether it did. Blocks.
 
         Raises like `Disk.publish_new`.
         """
-        assert self._file is not None  # noqa: S101  # finish had it
-        if not self._disk.publish_new(self._file, key):
+        if not self._disk.publish_new(self.finished_file, key):
             return False
-        self.published = self._inode
+        self.published = self._finished
         self.discard()
         return True
 
     def publish_over(self, key: str) -> None:
         """Gives the finished file its name, whatever has it. Blocks; raises like `Disk.publish_over`."""
-        assert self._file is not None  # noqa: S101  # finish had it
-        self._disk.publish_over(self._file, key)
-        self.published = self._inode
+        self._disk.publish_over(self.finished_file, key)
+        self.published = self._finished
+        self._file = None  # there is nothing left to discard
 
     def _whole(self, expected_sha256: str | None) -> TemporaryFile:
         self.write_out()
