@@ -4,16 +4,19 @@ import http.client
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.support.campaign import Campaign
 from tests.support.node_process import NodeProcess, node_process
 from tests.support.small_volume import small_volume
 from tests.system.client import TENANT, Answer, Client, eventually
@@ -178,6 +181,83 @@ def test_buffered_acknowledgements_are_refused(data_dir: Path) -> None:
         assert "set ack to committed, or workers to 1" in node.printed[0]
     finally:
         node.kill()
+
+
+class Owner:
+    """Writes its own keys again and again, and reads them through whichever worker it comes to."""
+
+    def __init__(self, node: NodeProcess, name: int, seed: str) -> None:
+        self.node = node
+        self._name = name
+        self._random = random.Random(f"{seed} {name}")
+        self._may_be: dict[str, list[str | None]] = {}
+        """What was acknowledged last under a key, and all that was sent since."""
+        self.checked = 0
+        self.wrong: list[object] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        number = 0
+        while not self.ended.is_set():
+            number += 1
+            key = f"{self._random.choice(('kv', 'cc'))}{self._name:02}{self._random.randrange(6):02}"
+            # Neither refused nor acknowledged: it may be there, now or later.
+            with suppress(OSError, http.client.HTTPException):
+                self._write_and_read(key, f"{key} {number} " + "x" * self._random.randrange(3_000))
+
+    def _write_and_read(self, key: str, value: str) -> None:
+        self._may_be.setdefault(key, [None]).append(value)
+        with Client(self.node.url) as client:
+            if key.startswith("kv"):
+                status = client.put_value(key, value).status
+            else:
+                status = client.put_ccache(key, value.encode()).status
+        if status in (201, 204):
+            self._may_be[key] = [value]
+        self.read(key)
+
+    def read(self, key: str) -> None:
+        with Client(self.node.url) as client:
+            if key.startswith("kv"):
+                found = client.get_value(key)
+            else:
+                body = client.get_ccache(key)
+                found = None if body is None else body.decode()
+        self.checked += 1
+        if found not in self._may_be[key]:
+            self.wrong.append((key, found, self._may_be[key]))
+
+    def read_all(self) -> None:
+        for key in self._may_be:
+            self.read(key)
+
+
+def test_replacements_survive_the_death_of_workers(data_dir: Path, campaign: Campaign) -> None:
+    with node_process(data_dir, arguments=("--workers", str(WORKERS))) as node:
+        owners = [Owner(node, name, campaign.seed) for name in range(6)]
+        threads = [threading.Thread(target=owner.run) for owner in owners]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in campaign.rounds(short=5, long=300):
+                time.sleep(campaign.random.uniform(0.05, 0.5))
+                os.kill(pids(node)[campaign.random.randrange(WORKERS)], signal.SIGKILL)
+                node.wait_for("worker_died")
+                node.wait_for("worker_serves")
+        finally:
+            for owner in owners:
+                owner.ended.set()
+            for thread in threads:
+                thread.join()
+        for owner in owners:
+            owner.read_all()
+        assert node.stop() == 0
+    with node_process(data_dir) as alone:
+        for owner in owners:
+            owner.node = alone
+            owner.read_all()
+            assert owner.wrong == []
+            campaign.checked("values and artifacts", owner.checked)
 
 
 # --- what one of them has ---
