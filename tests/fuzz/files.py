@@ -29,9 +29,8 @@ TYPES: dict[str, type[msgspec.Struct]] = {
 
 @cache
 def _folder(_pid: int) -> tempfile.TemporaryDirectory[str]:
-    """A folder of the process, which goes with it; in memory, where there is such a place."""
-    place = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(prefix="undercroft-fuzz-", dir=place if place.is_dir() else None)
+    """A folder of the process, which goes with it."""
+    return tempfile.TemporaryDirectory(prefix="undercroft-fuzz-")
 
 
 NAMES = sorted(name for name, _ in every_setting())
