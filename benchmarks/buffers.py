@@ -18,7 +18,7 @@ import uvloop
 from benchmarks import contestants, form, report
 from benchmarks.contestants import BATCH, PRODUCERS, Contestant
 from benchmarks.form import Form
-from benchmarks.latencies import with_spread
+from benchmarks.latencies import ratio, with_spread
 from benchmarks.load import ForeignWork, Row, make_rows, unit_us, workspace
 
 OURS: tuple[type[Contestant], ...] = (contestants.Ours, contestants.OursAcknowledged)
@@ -144,6 +144,8 @@ def pilot(kind: type[Contestant], loop: Loop, seconds: float) -> Case:
     rows = fewest
     while True:
         rate = measured(kind, make_rows(rows), loop, seconds).rows_per_s
+        if rate == 0:  # not even the fewest, on a machine that does something else
+            return Case(kind, loop, fewest)
         if rows / rate > seconds / 2 or rows >= MAX_ROWS:
             return Case(kind, loop, min(MAX_ROWS, max(fewest, int(rate * seconds))))
         rows = min(MAX_ROWS, rows * 8)
@@ -180,8 +182,8 @@ def figures(cases: Sequence[Case]) -> dict[str, float]:
             ("one_statement", ONE_STATEMENT),
         ):
             peer = best(cases, kinds, loop).median()
-            found[f"ours_to_best_{name}_{loop.name}"] = ours / peer
-            found[f"ours_acknowledged_to_best_{name}_{loop.name}"] = acknowledged / peer
+            found[f"ours_to_best_{name}_{loop.name}"] = ratio(ours, peer)
+            found[f"ours_acknowledged_to_best_{name}_{loop.name}"] = ratio(acknowledged, peer)
     return found
 
 
@@ -206,7 +208,7 @@ def shown(cases: Sequence[Case], alone: float) -> dict[str, Any]:
 
 
 def _times(cases: Sequence[Case], case: Case) -> str:
-    return f"{best(cases, OURS[:1], case.loop).median() / case.median():.1f}x"
+    return f"{ratio(best(cases, OURS[:1], case.loop).median(), case.median()):.1f}x"
 
 
 NOTE = (
