@@ -34,7 +34,7 @@ def wal_of(database: Path) -> Path:
     return database.with_name(database.name + "-wal")
 
 
-def fill(stored: Stored, client: Client, count: int = 150) -> None:
+def fill(stored: Stored, client: Client, count: int = 100) -> None:
     """So much that tables and indexes have many pages."""
     for number in range(count):
         assert stored.put(client, DIALECTS[number % len(DIALECTS)], f"artifact{number}", 500)
@@ -258,7 +258,7 @@ MISFORTUNES: dict[str, Misfortune] = {
 def test_a_database_meets_with_misfortune(data_dir: Path, campaign: Campaign) -> None:
     cases = [(what, name) for what in MISFORTUNES for name in TABLES]
     campaign.random.shuffle(cases)
-    for number in campaign.rounds(short=2, long=2 * len(cases)):
+    for number in campaign.rounds(short=1, long=2 * len(cases)):
         what, name = cases[number % len(cases)]
         print(what, name)  # noqa: T201  # pytest shows it with a failure
         MISFORTUNES[what](data_dir / str(number), name)

@@ -182,8 +182,7 @@ def heal(stored: Stored, client: Client, tree: Path) -> None:
             assert any(any(folder.iterdir()) for folder in tree.rglob(name) if folder.is_dir()), path
 
 
-@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
-def test_a_bit_of_a_large_artifact(data_dir: Path, at: float) -> None:
+def test_a_bit_of_a_large_artifact(data_dir: Path) -> None:
     """Beyond 64 MiB it is proven while it is sent: its end never comes if it is damaged."""
     content, path = BLOCK * 9, f"/ccache/acme/app/{'a' * 40}"
     with node_process(data_dir) as node, Client(node.url) as client:
@@ -191,7 +190,7 @@ def test_a_bit_of_a_large_artifact(data_dir: Path, at: float) -> None:
         assert node.stop() == 0
     (file,) = files_under(data_dir / "artifacts")
     with file.open("r+b") as opened:
-        opened.seek(int(at * (len(content) - 1)))
+        opened.seek(len(content) // 2)
         (byte,) = opened.read(1)
         opened.seek(-1, os.SEEK_CUR)
         opened.write(bytes([byte ^ 1]))
