@@ -1,6 +1,7 @@
 """A volume without room, by chance and by operation: soft answers, nothing lost, no restart needed."""
 
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -16,10 +17,12 @@ import pytest
 from tests.api.dialects import CCACHE, DIALECTS, FREE_NAMES
 from tests.support.campaign import Campaign
 from tests.support.node_process import NodeProcess, node_process
-from tests.support.small_volume import Filler, small_volume
+from tests.support.s3_endpoint import S3Endpoint
+from tests.support.small_volume import Filler, fail, mount_anew, remount, small_volume
 from tests.system.client import TENANT, Client, eventually
 from tests.system.data_dir import query, snapshot
 from tests.system.stored_bytes import Shaking, Stored, content_of
+from tests.system.test_object_store import settings
 from undercroft.database.schema import NODE, migrations
 
 VOLUME_MB = 64
@@ -318,4 +321,63 @@ def test_a_volume_without_inodes(tmp_path: Path) -> None:
         # It goes on being of use: most were stored, though not half of them can be there.
         assert stored.counts["writes stored"] > 400
         assert_sound(root / "node")
+        assert node.stop() == 0
+
+
+def test_a_volume_that_becomes_read_only(tmp_path: Path) -> None:
+    """As ext4 does at its first error: reads go on, writes are refused softly, and a check mends it."""
+    with small_volume("ext4", tmp_path, VOLUME_MB) as root:
+        stored = Stored()
+        with node_process(root / "node", NO_MARGIN) as node, Client(node.url) as client:
+            for dialect in DIALECTS:
+                assert stored.put(client, dialect, f"before {dialect.name}", 3_000)
+            assert stored.put_value(client, "before", "value")
+            os.sync()
+            fail(root)
+            for dialect in DIALECTS:
+                assert not stored.put(client, dialect, f"after {dialect.name}", 3_000)
+            assert not stored.put_value(client, "after", "value")
+            stored.check_all(client)
+            assert not stored.missing
+            assert client.request("GET", "/up").status == 503
+            assert node.stop() == 1
+            assert "are lost" in node.printed[0]
+        mount_anew(root)
+        remount(root, "ro")
+        node = NodeProcess(root / "node", NO_MARGIN)
+        try:
+            assert node.wait() == 2
+        finally:
+            node.kill()
+        assert "Read-only file system" in node.printed[0]
+        remount(root, "rw")
+        with node_process(root / "node", NO_MARGIN) as node, Client(node.url) as client:
+            stored.check_all(client)
+            assert not stored.missing
+            assert stored.put_value(client, "after", "newer")
+            assert_sound(root / "node")
+            assert node.stop() == 0
+
+
+def test_fetching_from_the_bucket_to_a_full_volume(
+    tmp_path: Path, full: Full, s3_endpoint: S3Endpoint
+) -> None:
+    """Right bytes or a miss; with room again they are kept."""
+    stored, environment = Stored(), settings(s3_endpoint)
+    with node_process(tmp_path / "writer", environment) as writer, Client(writer.url) as client:
+        for dialect in DIALECTS:
+            for size in (3_000, 1_500_000):
+                assert stored.put(client, dialect, f"{dialect.name} {size}", size)
+        eventually(
+            lambda: client.metric("tuist_cache_s3_transfers_pending_total") == 0, "all are uploaded", 60
+        )
+        assert writer.stop() == 0
+    with node_process(full.root / "reader", NO_MARGIN | environment) as node, Client(node.url) as client:
+        full.filler.fill()
+        stored.check_all(client)
+        assert client.request("GET", "/metrics").status == 200
+        full.filler.free()
+        # What did not fit is remembered as a miss for a moment.
+        eventually(lambda: all(stored.get(client, path) for path in stored.paths()), "all are served")
+        assert client.metric("undercroft_disk_reserved_bytes") == 0
         assert node.stop() == 0
