@@ -59,10 +59,16 @@ def hold(load: Shaking, filler: Filler, chance: random.Random) -> None:
         filler.fill(leave)
 
 
-@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
-def test_somebody_fills_the_volume_at_any_moment(tmp_path: Path, campaign: Campaign, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "workers"), [("tmpfs", 1), ("ext4", 1), ("ext4", 4)])
+def test_somebody_fills_the_volume_at_any_moment(
+    tmp_path: Path, campaign: Campaign, kind: str, workers: int
+) -> None:
     chance = campaign.random
-    with small_volume(kind, tmp_path, VOLUME_MB) as root, node_process(root / "node", NO_MARGIN) as node:
+    more = ("--workers", str(workers)) if workers > 1 else ()
+    with (
+        small_volume(kind, tmp_path, VOLUME_MB) as root,
+        node_process(root / "node", NO_MARGIN, arguments=more) as node,
+    ):
         filler, stored = Filler(root), Stored()
         for number in campaign.rounds(short=1, long=40):
             load = Shaking(stored, node.url, f"{campaign.seed}-{number}")

@@ -104,17 +104,23 @@ class Bounds:
     """Watches what a node takes of memory and descriptors."""
 
     def __init__(self, node: NodeProcess) -> None:
-        self._process = psutil.Process(node.process.pid)
-        self._first = self._process.memory_info().rss
+        parent = psutil.Process(node.process.pid)
+        self._processes = [parent, *parent.children(recursive=True)]
+        self._first = self._memory()
         self.growth = 0
         self.descriptors = 0
         self.lowest_limit = 1_000.0
 
+    def _memory(self) -> int:
+        return sum(process.memory_info().rss for process in self._processes)
+
     def look(self, client: Client) -> None:
-        self.growth = max(self.growth, self._process.memory_info().rss - self._first)
-        self.descriptors = max(self.descriptors, self._process.num_fds())
+        self.growth = max(self.growth, self._memory() - self._first)
+        self.descriptors = max(process.num_fds() for process in self._processes)
         self.lowest_limit = min(self.lowest_limit, client.metric("undercroft_transfers_limit"))
-        assert self.growth < MOST_GROWTH, f"{self.growth:,} bytes more than at the start"
+        assert self.growth < MOST_GROWTH * len(self._processes), (
+            f"{self.growth:,} bytes more than at the start"
+        )
         assert self.descriptors < MOST_DESCRIPTORS, self.descriptors
 
 
