@@ -121,7 +121,7 @@ async def _bare(port: int, database: str | None) -> None:
     """Answers what the node answers without doing anything for it, but for a point query in `database`."""
     from undercroft.api.app import Application  # noqa: PLC0415
     from undercroft.api.tuist import _decoder  # noqa: PLC0415
-    from undercroft.server import HttpServer, bind  # noqa: PLC0415
+    from undercroft.http.server import HttpServer, bind  # noqa: PLC0415
 
     connection = None if database is None else apsw.Connection(database)
     constant = b'{"entries":[{"value":"%s"},{"value":"%s"}]}' % (b"a" * 37, b"b" * 37)

@@ -31,6 +31,8 @@ from undercroft.config import Settings, url_of
 from undercroft.database import Database
 from undercroft.database.schema import KEY_VALUES, NODE
 from undercroft.errors import RowsLostError
+from undercroft.http.limits import Limits
+from undercroft.http.server import HttpServer, bind
 from undercroft.hydration import HydrationTimes, Outdated
 from undercroft.key_values import KeyValueStore
 from undercroft.multipart import MultipartUploads
@@ -40,7 +42,6 @@ from undercroft.processes.worker_application import WorkerApplication
 from undercroft.read_through import ReadThrough, SecondTier
 from undercroft.s3.object_store import ObjectStore, open_object_store
 from undercroft.s3.transfers import S3Transfers
-from undercroft.server import HttpServer, bind
 from undercroft.storage.capacity import Capacity, volume_of
 from undercroft.storage.disk import Disk
 from undercroft.storage.ledger import Entry
@@ -263,7 +264,7 @@ class Node:
         """
         # The port first of all, though nobody is let in yet: a second node on it must not touch the data.
         bound = self._place.listener if self._place else bind(self.settings.host, self.settings.port)
-        self.server = HttpServer(self.application, bound)
+        self.server = HttpServer(self.application, bound, Limits(self.settings.http.max_connections))
         self.port = bound.getsockname()[1]
         await start_checks.check_object_store(self.settings.object_store, self.object_store)
         await self.open_data()

@@ -363,6 +363,9 @@ class HttpSection(Section):
         10_000, description="how long a stop waits for requests in progress (ms)"
     )
     metrics: bool = Field(True, description="serve `/metrics`")
+    max_connections: Count = Field(
+        8_192, description="connections at once; beyond, those idle for longest are closed (per process)"
+    )
 
 
 class LogSection(Section):

@@ -95,7 +95,7 @@ async def test_method_that_a_path_does_not_have(served: ServedNode) -> None:
 
 
 async def test_unknown_path(served: ServedNode) -> None:
-    for path in ("/", "/nothing", "/api/cache/cas/a/b", "/up/", "/UP", "/gradle/a/p", "/gradle/a/p/k/x"):
+    for path in ("/page", "/nothing", "/api/cache/cas/a/b", "/up/", "/UP", "/gradle/a/p", "/gradle/a/p/k/x"):
         got = await served.client.get(path)
         assert got.status_code == 404, path
         assert got.json()["message"]

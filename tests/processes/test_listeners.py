@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from undercroft.errors import ListenError
+from undercroft.http.server import bind
 from undercroft.processes.listeners import listeners
-from undercroft.server import bind
 
 WORKERS = 4
 

@@ -128,8 +128,7 @@ class ServedNode:
         """Returns when the node works on no request any more."""
         assert self.node.server is not None
         async with asyncio.timeout(PATIENCE_S):
-            while requests := self.node.server._requests:
-                await asyncio.wait(tuple(requests))
+            while self.node.server.busy:  # noqa: ASYNC110  # the server has no event for it
                 await asyncio.sleep(0)
 
     async def assert_nothing_stored(self) -> None:

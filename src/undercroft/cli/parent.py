@@ -19,10 +19,10 @@ from typing import NoReturn
 import structlog
 
 from undercroft.config import Settings, url_of
+from undercroft.http.server import BACKLOG, bind
 from undercroft.processes.directory import ParentDirectory
 from undercroft.processes.listeners import listeners
 from undercroft.processes.place import Place
-from undercroft.server import BACKLOG, bind
 from undercroft.storage.ledger import Entry, Ledger
 from undercroft.telemetry import logs
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ log = structlog.get_logger(__name__)
 # How long a thread may keep Python's global lock while another wants it; 5 ms by default. The writer and the
 # HTTP server's threads wait for it at every step: docs/decisions/0011-switch-interval.md.
 SWITCH_INTERVAL_S = 0.001
+
+# More than any node has clients; a limit without end makes some programs look at each of them.
+MOST_DESCRIPTORS = 1 << 20
 
 # Some programs signal a process and its group, so that it hears of one request twice.
 ONE_REQUEST_S = 0.2
@@ -52,9 +56,17 @@ def serve(
         raise typer.Exit(_failure(str(error), EXIT_UNUSABLE)) from error
     logs.configure(settings.log.level, settings.log.format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _take_descriptors()
     status = run_node(settings) if settings.workers == 1 else _run_parent(settings)
     if status:
         raise typer.Exit(status)
+
+
+def _take_descriptors() -> None:
+    """As many open files as this user may have: each connection and each artifact being sent is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MOST_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _run_parent(settings: Settings) -> int:

@@ -12,13 +12,13 @@ import pytest
 
 from tests.support.leaks import open_files
 from tests.support.served_node import served_node
-from undercroft import server
 from undercroft.api import responses
 from undercroft.api.app import Application
 from undercroft.config import Settings
 from undercroft.errors import ListenError
+from undercroft.http import server
+from undercroft.http.server import HttpServer, bind
 from undercroft.node import Node, running
-from undercroft.server import HttpServer, bind
 from undercroft.telemetry import events
 
 

@@ -1,0 +1,395 @@
+"""One connection: bytes in, requests to the application one after the other, answers out.
+
+The parser is llhttp, by way of httptools. Everything runs on the event loop, in one task per connection.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+import structlog
+
+from undercroft.http.exchange import STATUS_LINES, Application, Exchange, Headers
+from undercroft.http.limits import ANSWER_BYTES, BODY_BYTES, HEADER_BYTES, HEADER_COUNT, LINGER_BYTES, Limits
+
+log = structlog.get_logger(__name__)
+
+VERSIONS = ("1.0", "1.1")
+
+
+class Owner(Protocol):
+    """Who keeps the connections."""
+
+    application: Application
+    limits: Limits
+    date_line: bytes
+    busy: set["HttpConnection"]
+    """Those with a request that is being answered, whether its client is still there or not."""
+
+    def opened(self, connection: "HttpConnection") -> None:
+        """A client has connected."""
+        ...
+
+    def closed(self, connection: "HttpConnection") -> None:
+        """It is gone."""
+        ...
+
+    def start(self, connection: "HttpConnection") -> "asyncio.Task[None]":
+        """Runs `connection.serve`."""
+        ...
+
+
+class RefusedRequestError(Exception):
+    """What came is no request that is answered by the application."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class HttpConnection(asyncio.Protocol):
+    """Reads no more than is being worked on: a client that sends ahead waits in the kernel."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._client: tuple[str, int] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._target = b""
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._in_head = False
+        self._receiving: Exchange | None = None
+        """The request whose body is coming."""
+        self._queue: deque[Exchange] = deque()
+        self._next: asyncio.Future[None] | None = None
+        self._current: Exchange | None = None
+        """The request being answered."""
+        self._refusal: RefusedRequestError | None = None
+        self._paused = False
+        self._drain: asyncio.Future[None] | None = None
+        self._eof = False
+        self._closing = False
+        self._lingering = 0
+        self.waits_since = self._loop.time()
+        """Since when it has waited for the next request, or for the end of its headers."""
+
+    # --- what the transport says ------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=ANSWER_BYTES)
+        peer = transport.get_extra_info("peername")
+        self._client = (peer[0], peer[1]) if isinstance(peer, tuple) and len(peer) > 1 else None
+        self._owner.opened(self)
+        self._task = self._owner.start(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone, whoever ended it."""
+        del exc
+        self._transport = None
+        for exchange in (self._current, *self._queue):
+            if exchange is not None:
+                exchange.lose()
+        self._queue.clear()
+        self._closing = True
+        self.resume_writing()
+        self._wake()
+        self._owner.closed(self)
+
+    def eof_received(self) -> bool:
+        """The client sends no more, and may still read: what it asked for is answered."""
+        self._eof = True
+        if self._receiving is not None:
+            self._receiving.lose()
+        self._wake()
+        return not self._lingering and (not self.is_idle or self._refusal is not None)
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is sent to."""
+        if self._drain is None:
+            self._drain = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        drain, self._drain = self._drain, None
+        if drain is not None and not drain.done():
+            drain.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        if self._lingering or self._refusal is not None or (self._closing and self._receiving is None):
+            self._discard(len(data))
+            return
+        try:
+            self._parser.feed_data(data)
+            if self._in_head:
+                self._count_head(len(data))
+        except httptools.HttpParserUpgrade:
+            # Nothing else is spoken here. The request is answered, and what follows it is not understood.
+            self._last_of(self._receiving or (self._queue[-1] if self._queue else self._current))
+        except httptools.HttpParserError as error:
+            self._refuse(_refusal_of(error))
+        self._review_reading()
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEADER_BYTES:
+            self._refuse(RefusedRequestError(431, f"the headers have more than {HEADER_BYTES} bytes"))
+
+    def _last_of(self, exchange: Exchange | None) -> None:
+        if exchange is not None:
+            exchange.keep_alive = False
+        self._closing = True
+
+    def _refuse(self, refusal: RefusedRequestError) -> None:
+        """What is being answered is answered still; then this is said, and the connection ends."""
+        self._refusal = refusal
+        if self._receiving is not None:
+            self._receiving.lose()
+            self._receiving = None
+        self._wake()
+
+    def _discard(self, size: int) -> None:
+        self._lingering += size
+        if self._lingering > LINGER_BYTES and self._transport is not None:
+            self._transport.abort()
+
+    # --- what the parser says ---------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._in_head = True
+        self._head_bytes = 0
+        self._target = b""
+        self._headers = []
+        if self.is_idle:
+            self.waits_since = self._loop.time()
+
+    def on_url(self, target: bytes) -> None:
+        """A piece of the target."""
+        self._target += target
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which nobody asks for."""
+        if self._in_head:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """The request may be answered."""
+        self._in_head = False
+        if self._closing:
+            return  # what was asked before is answered, this is not
+        if len(self._headers) > HEADER_COUNT:
+            raise RefusedRequestError(431, f"there are more than {HEADER_COUNT} headers")
+        raw_path, query = _split(self._target)
+        version = self._parser.get_http_version()
+        if version not in VERSIONS:
+            raise RefusedRequestError(505, f"HTTP {version} is not spoken here: 1.0 and 1.1 are")
+        headers = self._headers
+        expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": version,
+            "method": self._parser.get_method().decode("ascii"),
+            "scheme": "http",
+            "path": _text(raw_path),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": headers,
+            "client": self._client,
+        }
+        exchange = Exchange(
+            self, scope, keep_alive=self._parser.should_keep_alive(), expects_continue=expects
+        )
+        self._receiving = exchange
+        self._queue.append(exchange)
+        self._wake()
+
+    def on_body(self, piece: bytes) -> None:
+        """Some of the body."""
+        if self._receiving is not None:
+            self._receiving.add(piece)
+
+    def on_message_complete(self) -> None:
+        """All of the request."""
+        if self._receiving is not None:
+            self._receiving.end()
+            self._receiving = None
+
+    # --- one after the other ----------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being answered, nor waits to be."""
+        return self._current is None and not self._queue
+
+    async def serve(self) -> None:
+        """Answers requests in their order until the connection ends."""
+        try:
+            while await self._wait_for_next():
+                exchange = self._current = self._queue.popleft()
+                self._owner.busy.add(self)
+                self._review_reading()
+                await self._owner.application(exchange.scope, exchange.receive, exchange.send)
+                self._current = None
+                self._owner.busy.discard(self)
+                self.waits_since = self._loop.time()
+                if not self._goes_on_after(exchange):
+                    return
+        except asyncio.CancelledError:
+            self._abort()
+            raise
+        except Exception:  # noqa: BLE001  # the application has told what it was; half an answer ends here
+            self._abort()
+        finally:
+            self._current = None
+            self._owner.busy.discard(self)
+            self._finish()
+
+    async def _wait_for_next(self) -> bool:
+        while not self._queue:
+            if self._refusal is not None:
+                self._send_refusal(self._refusal)
+                return False
+            if self._closing or self._eof or self._transport is None:
+                return False
+            self._next = self._loop.create_future()
+            try:
+                await self._next
+            finally:
+                self._next = None
+        return True
+
+    def _wake(self) -> None:
+        if self._next is not None and not self._next.done():
+            self._next.set_result(None)
+
+    def _goes_on_after(self, exchange: Exchange) -> bool:
+        if not exchange.answered:
+            self._abort()
+            return False
+        if not exchange.complete:
+            self._lingering = 1
+            return False
+        return exchange.keep_alive
+
+    def _send_refusal(self, refusal: RefusedRequestError) -> None:
+        body = msgspec.json.encode({"message": str(refusal)})
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nserver: undercroft\r\n" % len(body)
+        self.write(STATUS_LINES[refusal.status] + head + b"connection: close\r\n\r\n" + body)
+        self._lingering = 1
+
+    def _finish(self) -> None:
+        """Ends the connection, at once if nothing can be lost by that."""
+        self._closing = True
+        if self._transport is None:
+            return
+        if self._lingering and not self._eof and self._transport.can_write_eof():
+            self.waits_since = self._loop.time()
+            self._transport.write_eof()
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+        else:
+            self._transport.close()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- for exchanges ----------------------------------------------------------------------------
+
+    @property
+    def date_line(self) -> bytes:
+        """The header with the time of an answer."""
+        return self._owner.date_line
+
+    def write(self, *pieces: bytes) -> None:
+        """Hands bytes to the transport; nothing happens once the client has gone."""
+        if self._transport is not None and not self._transport.is_closing():
+            if len(pieces) == 1:
+                self._transport.write(pieces[0])
+            else:
+                self._transport.writelines(pieces)
+
+    async def drained(self) -> None:
+        """Returns when the client has read enough for more, or has gone."""
+        if self._drain is not None:
+            await asyncio.shield(self._drain)
+
+    def body_taken(self) -> None:
+        """Some of a body was taken by the application."""
+        if self._paused:
+            self._review_reading()
+
+    def _review_reading(self) -> None:
+        """Reads on unless a request waits, or more of a body than is kept."""
+        receiving = self._receiving
+        pause = bool(self._queue) and self._current is not None
+        pause = pause or (receiving is not None and receiving.body_bytes >= BODY_BYTES)
+        if pause != self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    # --- for who keeps the connections ------------------------------------------------------------
+
+    def look(self, now: float) -> None:
+        """Ends it if it has waited too long for what its client does not send."""
+        if not self.is_idle or self._transport is None:
+            return
+        limits = self._owner.limits
+        waited = now - self.waits_since
+        if self._lingering:
+            if waited > limits.linger_s:
+                self._transport.abort()
+        elif self._in_head:
+            if waited > limits.headers_s:
+                self._refuse(RefusedRequestError(408, "the headers of the request did not come in time"))
+        elif waited > limits.idle_s:
+            self.stop()
+
+    def stop(self) -> None:
+        """Ends after what is being answered."""
+        self._closing = True
+        for exchange in (self._current, *self._queue):
+            if exchange is not None:
+                exchange.keep_alive = False
+        self._wake()
+
+    def cancel(self) -> None:
+        """Ends in the middle of whatever it is."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+def _split(target: bytes) -> tuple[bytes, bytes]:
+    """Raw path and query of a target in any of its forms (RFC 9112, 3.2)."""
+    if not target.startswith(b"/") and b"://" in target:
+        parsed = httptools.parse_url(target)
+        return parsed.path or b"/", parsed.query or b""
+    path, _, query = target.partition(b"?")
+    return path, query
+
+
+def _text(raw_path: bytes) -> str:
+    return unquote(raw_path.decode("latin-1")) if b"%" in raw_path else raw_path.decode("latin-1")
+
+
+def _refusal_of(error: httptools.HttpParserError) -> RefusedRequestError:
+    cause = error.__context__
+    if isinstance(cause, RefusedRequestError):
+        return cause
+    if isinstance(error, httptools.HttpParserInvalidURLError):
+        return RefusedRequestError(400, f"{error}: percent-encode what a URL cannot have")
+    return RefusedRequestError(400, f"this is no HTTP request: {error}")

@@ -1,0 +1,200 @@
+"""One request and its answer, as the application sees them: `receive` and `send` of ASGI.
+
+https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
+from typing import Any, Protocol, TypeAlias
+
+Event: TypeAlias = MutableMapping[str, Any]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+Application: TypeAlias = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]],
+    Awaitable[None],
+]
+
+STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# Up to this size head and body are one piece of memory: to copy it costs less than a second buffer.
+JOINED_BYTES = 32 << 10
+
+# Answers to these have no body, and say nothing of its length (RFC 9110, 8.6).
+BODILESS = frozenset({204, 304})
+
+
+class Wire(Protocol):
+    """The connection an exchange belongs to."""
+
+    @property
+    def date_line(self) -> bytes:
+        """The header with the time of an answer."""
+        ...
+
+    def write(self, *pieces: bytes) -> None:
+        """Hands bytes to the transport; nothing happens once the client has gone."""
+        ...
+
+    async def drained(self) -> None:
+        """Returns when the client has read enough for more."""
+        ...
+
+    def body_taken(self) -> None:
+        """Some of a body was taken by the application."""
+        ...
+
+
+class Exchange:
+    """Made when the headers are complete; the body may still be coming."""
+
+    __slots__ = (
+        "_chunked",
+        "_ended",
+        "_head",
+        "_http_10",
+        "_left",
+        "_waiter",
+        "_wire",
+        "answered",
+        "body_bytes",
+        "complete",
+        "expects_continue",
+        "keep_alive",
+        "lost",
+        "pieces",
+        "scope",
+    )
+
+    def __init__(
+        self, wire: Wire, scope: MutableMapping[str, Any], *, keep_alive: bool, expects_continue: bool
+    ) -> None:
+        self._wire = wire
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.expects_continue = expects_continue
+        self._http_10 = scope["http_version"] == "1.0"
+        self.pieces: list[bytes] = []
+        self.body_bytes = 0
+        self.complete = False
+        """Whether all of the body has come."""
+        self.lost = False
+        """Whether no more of it, or nobody who would read an answer, is there."""
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._head: bytes | None = None
+        self._chunked = False
+        self._left: int | None = None
+        self.answered = False
+        """Whether the whole answer was handed to the transport."""
+
+    # --- the body ---------------------------------------------------------------------------------
+
+    def add(self, piece: bytes) -> None:
+        """More of the body has come."""
+        self.pieces.append(piece)
+        self.body_bytes += len(piece)
+        self._wake()
+
+    def end(self) -> None:
+        """All of it has."""
+        self.complete = True
+        self._wake()
+
+    def lose(self) -> None:
+        """Nothing more will come."""
+        self.lost = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def receive(self) -> Event:
+        """The next of the body, then `http.disconnect` when the client has gone."""
+        if self.expects_continue:
+            self.expects_continue = False
+            if not self.complete and not self.pieces and self._head is None:
+                self._wire.write(CONTINUE)
+        while not self.lost and (self._ended or not (self.pieces or self.complete)):
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._ended or (self.lost and not self.complete):
+            return {"type": "http.disconnect"}
+        body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+        self.pieces.clear()
+        self.body_bytes = 0
+        self._ended = self.complete
+        self._wire.body_taken()
+        return {"type": "http.request", "body": body, "more_body": not self.complete}
+
+    # --- the answer -------------------------------------------------------------------------------
+
+    async def send(self, event: Event) -> None:
+        """A piece of the answer. Returns when there is room for the next one."""
+        if event["type"] == "http.response.start":
+            self._start(event["status"], event["headers"])
+        else:
+            await self._continue(event.get("body", b""), more=event.get("more_body", False))
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        length: int | None = None
+        for name, value in headers:
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"connection" and value == b"close":
+                self.keep_alive = False
+        if self.scope["method"] == "HEAD" or status in BODILESS:
+            length = 0
+        elif length is None:
+            self._chunked = not self._http_10
+            # Only the end of the connection tells an older client where the body ends.
+            self.keep_alive = self.keep_alive and self._chunked
+        if self._chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        elif self._http_10:
+            lines.append(b"connection: keep-alive\r\n")
+        lines += (self._wire.date_line, b"\r\n")
+        self._head = b"".join(lines)
+        self._left = length
+
+    async def _continue(self, body: bytes, *, more: bool) -> None:
+        if self._left is not None:
+            if len(body) > self._left:
+                # What follows on the wire would be taken for the next answer.
+                self.keep_alive = False
+                body = body[: self._left]
+            self._left -= len(body)
+        head, self._head = self._head, b""
+        if self._chunked:
+            body = _chunk(body, last=not more)
+        if not head:
+            if body:
+                self._wire.write(body)
+        elif len(body) <= JOINED_BYTES:
+            self._wire.write(head + body)
+        else:
+            self._wire.write(head, body)
+        if more:
+            await self._wire.drained()
+        else:
+            # With less than was announced the connection cannot go on.
+            self.keep_alive = self.keep_alive and not self._left
+            self.answered = not self._left
+
+
+def _chunk(body: bytes, *, last: bool) -> bytes:
+    """RFC 9112, 7.1."""
+    piece = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    return piece + b"0\r\n\r\n" if last else piece
