@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pytest
 
 from tests.api.dialects import NX
 from tests.support.campaign import Campaign
@@ -32,7 +31,6 @@ QUICK = {
     "OBJECT_STORE__TRANSFER_TIMEOUT_MS": "3000",
     "OBJECT_STORE__RETRY_BASE_DELAY_MS": "20",
     "OBJECT_STORE__RETRY_MAX_DELAY_MS": "500",
-    "OBJECT_STORE__MAX_ATTEMPTS": "4",
     "BUFFERS__COMMIT_TIMEOUT_MS": "20000",
 }
 
@@ -199,18 +197,15 @@ def running(load: Shaking, asking: Asking) -> Iterator[None]:
             asking.end()
 
 
-@pytest.mark.parametrize("workers", [1])
-def test_a_store_in_trouble(
-    tmp_path: Path, s3_endpoint: S3Endpoint, campaign: Campaign, workers: int
-) -> None:
+def test_a_store_in_trouble(tmp_path: Path, s3_endpoint: S3Endpoint, campaign: Campaign) -> None:
     chance = campaign.random
     data_dir, stored = tmp_path / "writer", Stored()
-    more = ("--workers", str(workers)) if workers > 1 else ()
     lowest_limit, throttled = 1_000.0, False
     with FaultProxy(s3_endpoint.port) as proxy:
         weather = Weathermaker(proxy, chance)
         environment = settings(s3_endpoint, proxy.url, **QUICK)
         for number in campaign.rounds(short=1, long=20):
+            more = ("--workers", str(chance.choice((1, 4))))
             with (
                 node_process(data_dir, environment, arguments=more) as writer,
                 node_process(tmp_path / f"reader{number}", environment) as reader,
