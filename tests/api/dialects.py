@@ -41,6 +41,10 @@ class DialectCase(NamedTuple):
     def stored_size(self, data: bytes) -> int:
         return len(self.preamble + data)
 
+    def stored_row(self, data: bytes) -> tuple[int, str]:
+        """Size and digest of what the node keeps."""
+        return self.stored_size(data), hashlib.sha256(self.preamble + data).hexdigest()
+
     @property
     def names_are_digests(self) -> bool:
         return self.name == "bazel cas"

@@ -22,6 +22,40 @@ connection.execute("ROLLBACK")
 connection.close()
 """
 
+# Whoever starts one of these by hand waits for a lock longer than SQLite's shell does by default.
+VACUUM = """
+import sys, apsw
+connection = apsw.Connection(sys.argv[1])
+connection.set_busy_timeout(20_000)
+connection.execute("VACUUM")
+connection.close()
+"""
+
+VACUUM_INTO = """
+import sys, apsw
+connection = apsw.Connection(sys.argv[1])
+connection.set_busy_timeout(20_000)
+connection.execute("VACUUM INTO ?", (sys.argv[2],))
+connection.close()
+"""
+
+# All pages in one step: a backup in several starts again whenever somebody commits between them.
+BACKUP = """
+import sys, apsw
+source, copy = apsw.Connection(sys.argv[1]), apsw.Connection(sys.argv[2])
+source.set_busy_timeout(20_000)
+with copy.backup("main", source, "main") as backup:
+    backup.step(-1)
+    assert backup.done
+copy.close()
+source.close()
+"""
+
+
+def run_in_another_process(program: str, *paths: Path) -> None:
+    """Runs one of the programs above to its end. Raises `CalledProcessError`."""
+    subprocess.run([sys.executable, "-c", program, *map(str, paths)], check=True, timeout=60)
+
 
 @contextmanager
 def lock_of_another_process(path: Path, mode: LockMode = "IMMEDIATE") -> Iterator[None]:

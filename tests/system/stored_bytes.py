@@ -5,7 +5,7 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.api.dialects import DIALECTS, DialectCase
 from tests.system.client import TENANT, Answer, Client
@@ -179,9 +179,17 @@ class Shaking:
     """Threads that write and read until they are told to end; the first failure is raised by `end`."""
 
     def __init__(
-        self, stored: Stored, url: str, seed: str, *, writers: int = 4, large: int = 2_000_000
+        self,
+        stored: Stored,
+        url: str,
+        seed: str,
+        *,
+        writers: int = 4,
+        large: int = 2_000_000,
+        client: Callable[[str], Client] = Client,
     ) -> None:
         self._stored = stored
+        self._client = client
         self._url = url
         self._large = large
         self._over = threading.Event()
@@ -201,7 +209,7 @@ class Shaking:
 
     def _run(self, name: str, chance: random.Random) -> None:
         number = 0
-        with Client(self._url) as client:
+        with self._client(self._url) as client:
             while not self._over.is_set():
                 number += 1
                 self._step(client, chance, f"{name}-{number}", name)
