@@ -39,6 +39,7 @@ GAUGES: Mapping[str, Rule] = {
     "undercroft_node_database_bytes": "once",
     "undercroft_clean_jobs_unfinished": "once",
     "undercroft_reconcile_round_duration_seconds": "largest",
+    "undercroft_databases_damaged": "largest",  # each counts what it met itself
     "undercroft_workers_serving": "once",
     "undercroft_worker_starts": "once",
 }
