@@ -40,8 +40,9 @@ class Generations(Generic[StateT, EventT]):
         self._in_flight: Generation[StateT] | None = None
         self._full: deque[Generation[StateT]] = deque()
         self._gathering = Generation(1, table.init_state())
-        # What is in flight and full, so that the sum is not made anew for every event.
-        self._closed = QueueStats(0, 0)
+        # What is in flight and full, and that with what gathers: several ask for every event, and nothing
+        # but what is done here changes them.
+        self._closed = self._all = QueueStats(0, 0)
         self.rows_gathered = 0
         """Rows of the generation that gathers."""
 
@@ -52,6 +53,7 @@ class Generations(Generic[StateT, EventT]):
             gathering.since = time.monotonic()
         self._table.handle_event(gathering.state, event)
         self.rows_gathered, size = self._table.queue_stats(gathering.state)
+        self._all = QueueStats(self.rows_gathered + self._closed.rows, size + self._closed.bytes)
         if self.rows_gathered >= self._rows_each or size >= BYTES_EACH:
             self._close()
         return gathering.number
@@ -64,10 +66,12 @@ class Generations(Generic[StateT, EventT]):
     def _gather_anew(self) -> None:
         self._gathering = Generation(self._gathering.number + 1, self._table.init_state())
         self.rows_gathered = 0
+        self._all = self._closed
 
     def _count(self, generation: Generation[StateT], times: int) -> None:
-        rows, size = self._table.queue_stats(generation.state)
-        self._closed = QueueStats(self._closed.rows + times * rows, self._closed.bytes + times * size)
+        rows, size = (times * figure for figure in self._table.queue_stats(generation.state))
+        self._closed = QueueStats(self._closed.rows + rows, self._closed.bytes + size)
+        self._all = QueueStats(self._all.rows + rows, self._all.bytes + size)
 
     def take(self) -> Generation[StateT]:
         """The oldest generation that waits, now in flight; the one that gathers if there is no other."""
@@ -120,8 +124,7 @@ class Generations(Generic[StateT, EventT]):
 
     def stats(self) -> QueueStats:
         """Rows and bytes of all of them."""
-        rows, size = self._table.queue_stats(self._gathering.state)
-        return QueueStats(rows + self._closed.rows, size + self._closed.bytes)
+        return self._all
 
     @property
     def rows_in_flight(self) -> int:

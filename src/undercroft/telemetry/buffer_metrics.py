@@ -41,13 +41,15 @@ class BufferMetrics:
         self._refused = Counter(
             "undercroft_buffer_refused_rows", "Rows SQLite refused, set aside", both, registry=registry
         )
-        self._commit_wait = Histogram(
+        commit_wait = Histogram(
             "undercroft_buffer_commit_wait_seconds",
             "How long somebody waited for a commit",
             ("buffer",),
             buckets=COMMIT_WAIT_BUCKETS,
             registry=registry,
         )
+        # Observed for every write: to look the labels up each time takes as long as the rest of it.
+        self._commit_waits = {buffer.name: commit_wait.labels(buffer.name) for buffer in buffers}
         self._counters = {
             event: Counter(name, text, ("buffer",), registry=registry) for event, name, text in PER_BUFFER
         }
@@ -62,7 +64,6 @@ class BufferMetrics:
                 for metric in (self._retries, self._durations, self._refused):
                     metric.labels(**labels)
                 self._sums.declare(BATCH_SIZE, "Rows in committed transactions", labels)
-            self._commit_wait.labels(buffer.name)
             for counter in self._counters.values():
                 counter.labels(buffer.name)
 
@@ -86,7 +87,7 @@ class BufferMetrics:
         self._refused.labels(metadata["operation"], metadata["buffer"]).inc(measurements["count"])
 
     def _on_commit_wait(self, measurements: Measurements, metadata: Metadata) -> None:
-        self._commit_wait.labels(metadata["buffer"]).observe(measurements["seconds"])
+        self._commit_waits[metadata["buffer"]].observe(measurements["seconds"])
 
 
 def _counting(counter: Counter) -> events.Handler:
