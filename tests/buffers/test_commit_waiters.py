@@ -108,3 +108,42 @@ async def test_after_close() -> None:
     with pytest.raises(ClosedError):
         await waiters.wait(3, "k", PATIENT)
     await waiters.wait(1, "k", PATIENT)
+
+
+async def test_each_gives_up_at_its_own_time_though_one_timer_serves_all() -> None:
+    waiters, loop, heard = CommitWaiters("b"), asyncio.get_running_loop(), list[int]()
+
+    async def give_up(generation: int, timeout_ms: int) -> None:
+        started = loop.time()
+        with pytest.raises(CommitTimeoutError, match=f"within {timeout_ms} ms"):
+            await waiters.wait(generation, "k", timeout_ms)
+        assert loop.time() - started >= timeout_ms / 1_000
+        heard.append(timeout_ms)
+
+    patient = wait(waiters, 1)
+    # The second comes with a deadline before that of the first, the third with one between the two.
+    await asyncio.gather(give_up(2, 90), give_up(1, 5), give_up(2, 45))
+    assert heard == [5, 45, 90]
+    assert not patient.done()
+    waiters.resolve(2)
+    await patient
+
+
+async def test_who_comes_after_a_sweep_gives_up_as_well() -> None:
+    waiters = CommitWaiters("b")
+    for _ in range(3):
+        with pytest.raises(CommitTimeoutError):
+            await waiters.wait(1, "k", 1)
+    assert not waiters.anyone
+
+
+async def test_no_timer_outlives_close() -> None:
+    waiters = CommitWaiters("b")
+    task = wait(waiters, 1)
+    await asyncio.sleep(0)
+    timer = waiters._timer
+    waiters.close()
+    assert timer is not None
+    assert timer.cancelled()
+    with pytest.raises(ClosedError):
+        await task

@@ -2,11 +2,23 @@
 
 import asyncio
 from collections.abc import Hashable
+from typing import NamedTuple
 
 from undercroft.errors import ClosedError, CommitTimeoutError, RowRefusedError
 
+# How late somebody may hear that the time is over: who gives up is looked for no more often.
+SWEEP_S = 0.01
+
 # Refusals are remembered for those who ask after the flush; so many, the oldest forgotten first.
 REFUSALS_KEPT = 1_000
+
+
+class Wish(NamedTuple):
+    """What somebody waits for, and how long."""
+
+    key: Hashable
+    deadline: float
+    timeout_ms: int
 
 
 class CommitWaiters:
@@ -14,9 +26,12 @@ class CommitWaiters:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # Each with the key of its row. Only those that wait still: under a long lock whoever gives up
+        # Only those that wait still: under a long lock whoever gives up
         # tries again, and again.
-        self._waiting: dict[int, dict[asyncio.Future[None], Hashable]] = {}
+        self._waiting: dict[int, dict[asyncio.Future[None], Wish]] = {}
+        # One for all, for the first deadline when it was started or an earlier one: a timer for each
+        # waiter, nearly always cancelled, cost more than the future.
+        self._timer: asyncio.TimerHandle | None = None
         self._refusals: dict[tuple[int, Hashable], str] = {}
         self._committed = 0
         self._closed = False
@@ -35,13 +50,35 @@ class CommitWaiters:
         loop = asyncio.get_running_loop()
         # A future for each: cancelling one waiter must not cancel the others.
         waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(generation, {})[waiter] = key
-        timer = loop.call_later(timeout_ms / 1_000, self._expire, waiter, timeout_ms)
+        deadline = loop.time() + timeout_ms / 1_000
+        self._waiting.setdefault(generation, {})[waiter] = Wish(key, deadline, timeout_ms)
+        if self._timer is None or deadline < self._timer.when():
+            self._start_timer(loop, deadline)
         try:
             await waiter
-        finally:
-            timer.cancel()
+        except BaseException:
+            # Whom a commit releases, `resolve` has taken out.
             self._leave(generation, waiter)
+            raise
+
+    def _start_timer(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tells those whose time is over, and looks again when that of the next one is."""
+        self._timer = None
+        now = loop.time()
+        left: list[float] = []
+        for waiters in self._waiting.values():
+            for waiter, wish in waiters.items():
+                if wish.deadline > now:
+                    left.append(wish.deadline)
+                else:
+                    self._expire(waiter, wish.timeout_ms)
+        if left:
+            self._start_timer(loop, max(min(left), now + SWEEP_S))
 
     def _leave(self, generation: int, waiter: "asyncio.Future[None]") -> None:
         waiters = self._waiting.get(generation, {})
@@ -73,9 +110,9 @@ class CommitWaiters:
         """Releases everyone who waits for this generation or an earlier one."""
         self._committed = max(self._committed, generation)
         for number in [number for number in self._waiting if number <= generation]:
-            for waiter, key in self._waiting.pop(number).items():
+            for waiter, wish in self._waiting.pop(number).items():
                 if not waiter.done():
-                    self._release(waiter, number, key)
+                    self._release(waiter, number, wish.key)
 
     def _release(self, waiter: "asyncio.Future[None]", generation: int, key: Hashable) -> None:
         try:
@@ -98,6 +135,9 @@ class CommitWaiters:
                 if not waiter.done():
                     waiter.set_exception(self._closed_error())
         self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"buffer {self._name} closed before it committed this row")
