@@ -3,8 +3,11 @@
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from undercroft.storage.ledger import Ledger
+if TYPE_CHECKING:
+    # Who has buffers alone, as a library, gets nothing of the storage.
+    from undercroft.storage.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Place:
     """A descriptor that can be read when this process is to end: its parent says so, or is dead."""
     directory: int
     """A descriptor of their parent's own directory, where each has a socket for the others."""
-    ledger: Ledger
+    ledger: "Ledger"
     """What all of them know of each other."""
     siblings_run: bool
     """Whether others may be at work already."""
