@@ -5,19 +5,17 @@ The parser is llhttp, by way of httptools. Everything runs on the event loop, in
 
 import asyncio
 from collections import deque
-from typing import Any, Protocol, cast
-from urllib.parse import unquote
+from typing import Protocol, cast
 
 import httptools
 import msgspec
 import structlog
 
 from undercroft.http.exchange import STATUS_LINES, Application, Exchange, Headers
-from undercroft.http.limits import ANSWER_BYTES, BODY_BYTES, HEADER_BYTES, HEADER_COUNT, LINGER_BYTES, Limits
+from undercroft.http.limits import ANSWER_BYTES, BODY_BYTES, HEADER_BYTES, LINGER_BYTES, Limits
+from undercroft.http.parsing import RefusedRequestError, refusal_of, scope_of, without_upgrade
 
 log = structlog.get_logger(__name__)
-
-VERSIONS = ("1.0", "1.1")
 
 
 class Owner(Protocol):
@@ -40,14 +38,6 @@ class Owner(Protocol):
     def start(self, connection: "HttpConnection") -> "asyncio.Task[None]":
         """Runs `connection.serve`."""
         ...
-
-
-class RefusedRequestError(Exception):
-    """What came is no request that is answered by the application."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class HttpConnection(asyncio.Protocol):
@@ -128,14 +118,14 @@ class HttpConnection(asyncio.Protocol):
             self._discard(len(data))
             return
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(without_upgrade(data) if self._receiving is None else data)
             if self._in_head:
                 self._count_head(len(data))
         except httptools.HttpParserUpgrade:
-            # Nothing else is spoken here. The request is answered, and what follows it is not understood.
+            # The request is answered, and what follows it is not understood.
             self._last_of(self._receiving or (self._queue[-1] if self._queue else self._current))
         except httptools.HttpParserError as error:
-            self._refuse(_refusal_of(error))
+            self._refuse(refusal_of(error))
         self._review_reading()
 
     def _count_head(self, size: int) -> None:
@@ -186,26 +176,9 @@ class HttpConnection(asyncio.Protocol):
         self._in_head = False
         if self._closing:
             return  # what was asked before is answered, this is not
-        if len(self._headers) > HEADER_COUNT:
-            raise RefusedRequestError(431, f"there are more than {HEADER_COUNT} headers")
-        raw_path, query = _split(self._target)
-        version = self._parser.get_http_version()
-        if version not in VERSIONS:
-            raise RefusedRequestError(505, f"HTTP {version} is not spoken here: 1.0 and 1.1 are")
         headers = self._headers
+        scope = scope_of(self._parser, self._target, headers, self._client)
         expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
-        scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": version,
-            "method": self._parser.get_method().decode("ascii"),
-            "scheme": "http",
-            "path": _text(raw_path),
-            "raw_path": raw_path,
-            "query_string": query,
-            "headers": headers,
-            "client": self._client,
-        }
         exchange = Exchange(
             self, scope, keep_alive=self._parser.should_keep_alive(), expects_continue=expects
         )
@@ -371,25 +344,3 @@ class HttpConnection(asyncio.Protocol):
         """Ends in the middle of whatever it is."""
         if self._task is not None:
             self._task.cancel()
-
-
-def _split(target: bytes) -> tuple[bytes, bytes]:
-    """Raw path and query of a target in any of its forms (RFC 9112, 3.2)."""
-    if not target.startswith(b"/") and b"://" in target:
-        parsed = httptools.parse_url(target)
-        return parsed.path or b"/", parsed.query or b""
-    path, _, query = target.partition(b"?")
-    return path, query
-
-
-def _text(raw_path: bytes) -> str:
-    return unquote(raw_path.decode("latin-1")) if b"%" in raw_path else raw_path.decode("latin-1")
-
-
-def _refusal_of(error: httptools.HttpParserError) -> RefusedRequestError:
-    cause = error.__context__
-    if isinstance(cause, RefusedRequestError):
-        return cause
-    if isinstance(error, httptools.HttpParserInvalidURLError):
-        return RefusedRequestError(400, f"{error}: percent-encode what a URL cannot have")
-    return RefusedRequestError(400, f"this is no HTTP request: {error}")

@@ -53,6 +53,7 @@ class Exchange:
     """Made when the headers are complete; the body may still be coming."""
 
     __slots__ = (
+        "_bodiless",
         "_chunked",
         "_ended",
         "_head",
@@ -87,7 +88,7 @@ class Exchange:
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
         self._head: bytes | None = None
-        self._chunked = False
+        self._chunked = self._bodiless = False
         self._left: int | None = None
         self.answered = False
         """Whether the whole answer was handed to the transport."""
@@ -153,7 +154,8 @@ class Exchange:
                 length = int(value)
             elif name == b"connection" and value == b"close":
                 self.keep_alive = False
-        if self.scope["method"] == "HEAD" or status in BODILESS:
+        self._bodiless = self.scope["method"] == "HEAD" or status in BODILESS
+        if self._bodiless:
             length = 0
         elif length is None:
             self._chunked = not self._http_10
@@ -170,7 +172,9 @@ class Exchange:
         self._left = length
 
     async def _continue(self, body: bytes, *, more: bool) -> None:
-        if self._left is not None:
+        if self._bodiless:
+            body = b""
+        elif self._left is not None:
             if len(body) > self._left:
                 # What follows on the wire would be taken for the next answer.
                 self.keep_alive = False

@@ -1,0 +1,414 @@
+"""The protocol over real sockets, with an application that does what a test says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from undercroft.http.exchange import Application
+from undercroft.http.limits import Limits
+from undercroft.http.server import HttpServer, bind
+
+PATIENCE_S = 20
+
+Scope = dict[str, Any]
+
+
+async def read_all(receive: Callable[[], Awaitable[Any]]) -> tuple[bytes, bool]:
+    """The body, and whether it came to its end."""
+    body = b""
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            return body, False
+        body += event["body"]
+        if not event["more_body"]:
+            return body, True
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers what was asked."""
+    body, whole = await read_all(receive)
+    said = b"%s %s %s %d" % (scope["method"].encode(), scope["raw_path"], body, whole)
+    headers = [(b"content-length", b"%d" % len(said))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+
+
+class Peer:
+    """A client."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+
+    async def head(self) -> tuple[int, dict[bytes, bytes]]:
+        async with asyncio.timeout(PATIENCE_S):
+            lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        names = {line.partition(b": ")[0]: line.partition(b": ")[2] for line in lines[1:] if line}
+        return int(lines[0].split()[1]), names
+
+    async def answer(self) -> bytes:
+        status, headers = await self.head()
+        assert status == 200
+        return await self.reader.readexactly(int(headers[b"content-length"]))
+
+    async def rest(self) -> bytes:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.reader.read()
+
+
+class Rig:
+    """A server and those who connect to it."""
+
+    def __init__(self, server: HttpServer, port: int) -> None:
+        self.server = server
+        self.port = port
+
+    @asynccontextmanager
+    async def peer(self) -> AsyncIterator[Peer]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield Peer(reader, writer)
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(application: Application, **limits: Any) -> AsyncIterator[Rig]:
+    bound = bind("127.0.0.1", 0)
+    port = bound.getsockname()[1]
+    server = HttpServer(application, bound, Limits(**{"sweep_s": 0.005} | limits))
+    server.listen()
+    running = asyncio.create_task(server.run())
+    try:
+        yield Rig(server, port)
+    finally:
+        await server.stop(1_000)
+        await running
+        assert not server.busy
+
+
+GET = b"GET /a%2Fb?q=1 HTTP/1.1\r\nhost: x\r\n\r\n"
+PUT = b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello"
+CHUNKS = b"3\r\nabc\r\n2\r\nde\r\n0\r\nx: y\r\n\r\n"
+CHUNKED = b"POST /d HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + CHUNKS
+STREAM = [(GET, b"GET /a%2Fb  1"), (PUT, b"PUT /c hello 1"), (CHUNKED, b"POST /d abcde 1")]
+
+
+@given(
+    order=st.lists(st.sampled_from(STREAM), min_size=1, max_size=6),
+    cuts=st.lists(st.integers(0, 400), max_size=12),
+)
+def test_any_split_of_a_stream_gives_the_same_answers_in_their_order(
+    order: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
+    data = b"".join(request for request, _ in order)
+    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+
+    async def run() -> None:
+        async with serving(echo) as rig, rig.peer() as peer:
+            for start, end in pairwise(places):
+                await peer.send(data[start:end])
+                await asyncio.sleep(0)
+            for _, said in order:
+                assert await peer.answer() == said
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01 hello tls\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n folded: x\r\n\r\n", 400),
+        (b"PUT / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n", 400),
+        (b"PUT / HTTP/1.1\r\ncontent-length: -3\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 300 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 200_000, 431),
+        (b"GET /" + b"y" * 200_000, 431),
+        (b"GET / HTTP/2.0\r\n\r\n", 505),
+    ],
+)
+async def test_what_is_no_request_is_answered_once_and_ends(data: bytes, status: int) -> None:
+    async with serving(echo) as rig, rig.peer() as peer:
+        await peer.send(PUT, data)
+        assert await peer.answer() == b"PUT /c hello 1"
+        found, headers = await peer.head()
+        assert found == status
+        assert headers[b"connection"] == b"close"
+        assert (await peer.rest()).startswith(b'{"message":"')
+
+
+async def test_100_continue_only_when_the_body_is_asked_for() -> None:
+    asked = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await asked.wait()
+        await echo(scope, receive, send)
+
+    head = b"PUT /c HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(head)
+        await asyncio.sleep(0.005)
+        assert not peer.reader._buffer  # type: ignore[attr-defined]  # nobody else knows what has come
+        asked.set()
+        assert (await peer.head())[0] == 100
+        await peer.send(b"hello")
+        assert await peer.answer() == b"PUT /c hello 1"
+        # A body that comes all the same is not waited for.
+        await peer.send(head + b"hello")
+        assert await peer.answer() == b"PUT /c hello 1"
+
+
+async def test_an_older_client() -> None:
+    async with serving(echo) as rig:
+        async with rig.peer() as peer:
+            await peer.send(b"GET /a HTTP/1.0\r\n\r\n")
+            assert b"connection: close" in await peer.rest()
+        async with rig.peer() as peer:
+            await peer.send(b"GET /a HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+            assert (await peer.head())[1][b"connection"] == b"keep-alive"
+
+
+async def stream(scope: Any, _receive: Any, send: Any) -> None:
+    """An answer that does not know its length."""
+    del scope
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
+    await send({"type": "http.response.body", "body": b"c"})
+
+
+async def test_an_answer_without_a_length_comes_in_chunks() -> None:
+    async with serving(stream) as rig:
+        async with rig.peer() as peer:
+            await peer.send(GET)
+            assert (await peer.head())[1][b"transfer-encoding"] == b"chunked"
+            assert await peer.reader.readexactly(18) == b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"[:18]
+        async with rig.peer() as peer:
+            await peer.send(b"GET /a HTTP/1.0\r\n\r\n")
+            assert (await peer.rest()).endswith(b"\r\n\r\nabc")
+
+
+async def test_no_body_where_none_may_be() -> None:
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        status = int(scope["raw_path"][1:])
+        headers = [(b"content-length", b"3")] if status == 200 else []
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"abc"})
+
+    async with serving(application) as rig, rig.peer() as peer:
+        for method, status in (("HEAD", 200), ("GET", 204), ("GET", 304)):
+            await peer.send(f"{method} /{status} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            found, headers = await peer.head()
+            assert found == status
+            assert b"transfer-encoding" not in headers
+        await peer.send(b"GET /200 HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert await peer.answer() == b"abc"
+
+
+async def test_an_answer_of_another_length_than_it_said_ends_the_connection() -> None:
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        body = b"abcdef" if scope["raw_path"] == b"/long" else b"ab"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": body})
+
+    async with serving(application) as rig:
+        for path, sent in (("/long", b"abcd"), ("/short", b"ab")):
+            async with rig.peer() as peer:
+                await peer.send(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+                assert (await peer.rest()).partition(b"\r\n\r\n")[2] in (sent, b"")
+
+
+async def test_an_early_answer_is_seen_although_the_body_goes_on() -> None:
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        del scope
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n")
+        await peer.send(b"x" * 1_000_000)
+        assert (await peer.head())[0] == 413
+        assert await peer.rest() == b""
+
+
+async def test_a_client_that_sends_without_end_after_its_answer_is_cut_off() -> None:
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        del scope
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async with serving(application, linger_s=0.01) as rig, rig.peer() as peer:
+        await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(peer.send(*[b"x" * 100_000] * 1_000), PATIENCE_S)
+
+
+async def test_a_body_that_nobody_takes_is_not_read() -> None:
+    go_on = asyncio.Event()
+    sizes = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await go_on.wait()
+        while (event := await receive())["more_body"]:
+            sizes.append(len(event["body"]))
+        await echo(scope, lambda: asyncio.sleep(0, event), send)
+
+    size = 30 << 20
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+        sending = asyncio.create_task(peer.send(b"x" * size))
+        # What fits into the kernel's buffers and ours goes, and no more.
+        done, _ = await asyncio.wait([sending], timeout=0.2)
+        assert not done
+        go_on.set()
+        await sending
+        await peer.head()
+    assert max(sizes) < 2 << 20
+
+
+async def test_who_does_not_read_makes_the_application_wait() -> None:
+    sent = 0
+
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        nonlocal sent
+        del scope
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-length", b"%d" % (50 << 20))],
+            }
+        )
+        for _ in range(50):
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+            sent += 1
+        await send({"type": "http.response.body"})
+
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(GET)
+        await peer.head()
+        await asyncio.sleep(0.01)
+        assert sent < 20
+        assert len(await peer.reader.readexactly(50 << 20)) == 50 << 20
+
+
+async def test_the_application_hears_that_the_client_has_gone() -> None:
+    heard: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        del scope, send
+        await heard.put(await read_all(receive))
+
+    async with serving(application) as rig:
+        async with rig.peer() as peer:
+            await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\nhello")
+            while not rig.server.busy:  # noqa: ASYNC110  # the server has no event for it
+                await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_S):
+            body, whole = await heard.get()
+        assert not whole
+        assert body in (b"", b"hello")
+
+
+async def test_a_half_closed_client_is_answered() -> None:
+    async with serving(echo) as rig, rig.peer() as peer:
+        await peer.send(PUT + GET)
+        peer.writer.write_eof()
+        assert await peer.answer() == b"PUT /c hello 1"
+        assert await peer.answer() == b"GET /a%2Fb  1"
+        assert await peer.rest() == b""
+
+
+async def test_headers_that_do_not_come_in_time() -> None:
+    async with serving(echo, headers_s=0.02) as rig, rig.peer() as peer:
+        await peer.send(b"GET / HTTP/1.1\r\nhost")
+        assert (await peer.head())[0] == 408
+
+
+async def test_an_idle_connection_is_closed_after_its_time() -> None:
+    async with serving(echo, idle_s=0.05) as rig, rig.peer() as peer:
+        await peer.send(GET)
+        await peer.answer()
+        assert await peer.rest() == b""
+
+
+async def test_beyond_the_bound_the_one_that_was_idle_for_longest_makes_way() -> None:
+    async with serving(echo, max_connections=2) as rig, rig.peer() as first, rig.peer() as second:
+        for peer in (first, second):
+            await peer.send(GET)
+            await peer.answer()
+        async with rig.peer() as third:
+            await third.send(GET)
+            await third.answer()
+            assert await first.rest() == b""
+            await second.send(GET)
+            await second.answer()
+
+
+async def test_an_application_that_fails_ends_its_connection_only() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["raw_path"] == b"/bad":
+            raise ValueError("a bug")
+        await echo(scope, receive, send)
+
+    async with serving(application) as rig, rig.peer() as good:
+        async with rig.peer() as bad:
+            await bad.send(b"GET /bad HTTP/1.1\r\nhost: x\r\n\r\n")
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await bad.head()
+        await good.send(GET)
+        await good.answer()
+
+
+@pytest.mark.parametrize("target", ["http://host:80/a%2Fb?q=1", "/a%2Fb?q=1"])
+async def test_the_raw_path_and_the_query(target: str) -> None:
+    seen = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope["raw_path"], scope["query_string"], scope["path"]))
+        await echo(scope, receive, send)
+
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(f"GET {target} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        await peer.answer()
+    assert seen == [(b"/a%2Fb", b"q=1", "/a/b")]
+
+
+UPGRADE = b"PUT /c HTTP/1.1\r\nhost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\ncontent-length: %d\r\n\r\n%b"
+
+
+async def test_a_wish_for_another_protocol_is_ignored() -> None:
+    body = b"\r\nupgrade: is part of the body"
+    async with serving(echo) as rig, rig.peer() as peer:
+        for _ in range(2):
+            await peer.send(UPGRADE % (len(body), body))
+            assert await peer.answer() == b"PUT /c %b 1" % body
+
+
+async def test_where_it_cannot_be_ignored_nothing_is_taken_for_an_empty_body() -> None:
+    request = UPGRADE % (5, b"hello")
+    for cut in range(len(request)):
+        async with serving(echo) as rig, rig.peer() as peer:
+            await peer.send(request[:cut])
+            await asyncio.sleep(0.001)
+            await peer.send(request[cut:])
+            status, headers = await peer.head()
+            assert status in (200, 400)
+            if status == 200:
+                said = await peer.reader.readexactly(int(headers[b"content-length"]))
+                assert said == b"PUT /c hello 1"

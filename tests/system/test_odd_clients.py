@@ -1,0 +1,258 @@
+"""Clients that are slow, rude, broken, or many: everybody else is served, and what they took comes back."""
+
+import random
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.support.campaign import Campaign
+from tests.support.node_process import NodeProcess, node_process
+from tests.system.client import Client, eventually
+
+CROWD = 2_000
+SLOW = 60
+PIPELINED = 300
+LARGE = 24 << 20
+
+# Of all processes of a node together, for each of them: what 2,000 connections, ten readers that read nothing
+# (a quarter of a MiB and what the kernel keeps), and SQLite's page caches may come to.
+ALLOWED_GROWTH = 120 << 20
+
+KNOWN = "/ccache/acme/app/" + "ab" * 20
+KNOWN_BODY = b"what everybody asks for " * 400
+LARGE_PATH = "/ccache/acme/app/" + "cd" * 20
+
+
+def get(path: str, *headers: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "host: x", *headers, "", ""]).encode()
+
+
+def put(path: str, body: bytes, size: int | None = None) -> bytes:
+    return f"PUT {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {size or len(body)}\r\n\r\n".encode() + body
+
+
+class Target:
+    """A node, and sockets to it."""
+
+    def __init__(self, node: NodeProcess, generator: random.Random) -> None:
+        self.node = node
+        self.random = generator
+        self._address = urlsplit(node.url)
+        parent = psutil.Process(node.process.pid)
+        self._processes = [parent, *parent.children(recursive=True)]
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self._address.hostname or "", self._address.port or 0), timeout=60)
+
+    @property
+    def descriptors(self) -> int:
+        return sum(process.num_fds() for process in self._processes)
+
+    @property
+    def resident(self) -> int:
+        return sum(process.memory_info().rss for process in self._processes)
+
+    @property
+    def allowed_growth(self) -> int:
+        return ALLOWED_GROWTH * len(self._processes)
+
+    def serves(self) -> None:
+        """Somebody who behaves gets what they ask for."""
+        with Client(self.node.url) as client:
+            assert client.get_bytes(KNOWN) == KNOWN_BODY
+
+
+def answer(opened: socket.socket) -> tuple[int, bytes]:
+    """The next answer, by its Content-Length."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        piece = opened.recv(1)
+        assert piece, head
+        head += piece
+    status = int(head.split()[1])
+    length = next(
+        (
+            int(line.split(b":")[1])
+            for line in head.lower().split(b"\r\n")
+            if line.startswith(b"content-length:")
+        ),
+        0,
+    )
+    body = b""
+    while len(body) < length:
+        piece = opened.recv(length - len(body))
+        assert piece
+        body += piece
+    return status, body
+
+
+def reset(opened: socket.socket) -> None:
+    """Ends it without a good-bye."""
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    opened.close()
+
+
+# --- what they do ---------------------------------------------------------------------------------
+
+
+def slow_headers(target: Target) -> int:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(target.connect()) for _ in range(SLOW)]
+        for byte in get(KNOWN)[:20]:
+            for one in opened:
+                one.sendall(bytes([byte]))
+        target.serves()
+    return SLOW
+
+
+def slow_bodies(target: Target) -> int:
+    with ExitStack() as stack:
+        for number in range(SLOW):
+            one = stack.enter_context(target.connect())
+            one.sendall(put(f"/ccache/acme/app/slow{number}", b"x" * 10, 100_000))
+        target.serves()
+    with Client(target.node.url) as client:
+        assert client.get_bytes("/ccache/acme/app/slow0") is None
+    return SLOW
+
+
+def crowd(target: Target) -> int:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(target.connect()) for _ in range(CROWD)]
+        target.serves()
+        for one in opened:
+            one.sendall(get(KNOWN))
+        for one in opened:
+            assert answer(one) == (200, KNOWN_BODY)
+        target.serves()
+    return CROWD
+
+
+def half_closed(target: Target) -> int:
+    with target.connect() as opened:
+        opened.sendall(get(LARGE_PATH))
+        opened.shutdown(socket.SHUT_WR)
+        status, body = answer(opened)
+        assert (status, len(body)) == (200, LARGE)
+        assert opened.recv(1) == b""
+    return 1
+
+
+def large_headers(target: Target) -> int:
+    with target.connect() as opened, suppress(ConnectionError):
+        opened.sendall(get(KNOWN, "x: " + "y" * 300_000))
+        assert answer(opened)[0] == 431
+    return 1
+
+
+def pipeline(target: Target) -> int:
+    paths = [target.random.choice((KNOWN, "/ccache/acme/app/nothing")) for _ in range(PIPELINED)]
+    with target.connect() as opened:
+        opened.sendall(b"".join(map(get, paths)))
+        for path in paths:
+            status, body = answer(opened)
+            assert (status, body) == (200, KNOWN_BODY) if path == KNOWN else status == 404
+    return PIPELINED
+
+
+def garbage(target: Target) -> int:
+    for _ in range(20):
+        with target.connect() as opened, suppress(ConnectionError):
+            opened.sendall(target.random.randbytes(target.random.randrange(1, 5_000)) + b"\r\n\r\n")
+            opened.shutdown(socket.SHUT_WR)
+            first = opened.recv(12)
+            assert first in (b"", b"HTTP/1.1 400"), first
+    return 20
+
+
+def split_anywhere(target: Target) -> int:
+    body = target.random.randbytes(3_000)
+    path = f"/ccache/acme/app/{target.random.getrandbits(160):040x}"
+    stream = put(path, body) + get(path) + get(KNOWN)
+    with target.connect() as opened:
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while stream:
+            size = target.random.choice((1, 1, 2, 7, 100, 1_000))
+            opened.sendall(stream[:size])
+            stream = stream[size:]
+        assert answer(opened)[0] == 201
+        assert answer(opened) == (200, body)
+        assert answer(opened) == (200, KNOWN_BODY)
+    return 3
+
+
+def reset_in_a_body(target: Target) -> int:
+    for number in range(20):
+        opened = target.connect()
+        opened.sendall(put(f"/ccache/acme/app/reset{number}", b"x" * 400_000, 500_000))
+        reset(opened)
+    with Client(target.node.url) as client:
+        assert client.get_bytes("/ccache/acme/app/reset3") is None
+    return 20
+
+
+def reset_in_an_answer(target: Target) -> int:
+    for _ in range(10):
+        opened = target.connect()
+        opened.sendall(get(LARGE_PATH))
+        opened.recv(1_000)
+        reset(opened)
+    return 10
+
+
+def never_reads(target: Target) -> int:
+    with ExitStack() as stack:
+        for _ in range(10):
+            opened = stack.enter_context(closing(target.connect()))
+            opened.sendall(get(LARGE_PATH))
+            opened.recv(100)
+        target.serves()
+    return 10
+
+
+DEEDS: tuple[Callable[[Target], int], ...] = (
+    slow_headers,
+    slow_bodies,
+    crowd,
+    half_closed,
+    large_headers,
+    pipeline,
+    garbage,
+    split_anywhere,
+    reset_in_a_body,
+    reset_in_an_answer,
+    never_reads,
+)
+
+
+@pytest.fixture(params=[1, 4], ids=["1 worker", "4 workers"])
+def target(request: pytest.FixtureRequest, data_dir: Path, campaign: Campaign) -> Iterator[Target]:
+    arguments = ("--workers", str(request.param))
+    with node_process(data_dir, arguments=arguments) as node:
+        with Client(node.url) as client:
+            assert client.request("PUT", KNOWN, KNOWN_BODY).status == 201
+            assert client.request("PUT", LARGE_PATH, bytes(LARGE)).status == 201
+        yield Target(node, campaign.random)
+        assert node.stop() == 0
+        assert node.logged("request_failed") == []
+
+
+def test_odd_clients(target: Target, campaign: Campaign) -> None:
+    for deed in DEEDS:  # what is opened once, and allocated once, is no leak
+        deed(target)
+    before, resident = target.descriptors, target.resident
+    for _ in campaign.rounds(short=1, long=30):
+        for deed in campaign.random.sample(DEEDS, len(DEEDS)):
+            campaign.checked(deed.__name__.replace("_", " "), deed(target))
+            target.serves()
+            assert target.resident - resident < target.allowed_growth, deed.__name__
+            # Those that are idle go when their client has; nobody keeps a file open.
+            eventually(
+                lambda: target.descriptors <= before, f"descriptors are given back after {deed.__name__}"
+            )
