@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import json
 import random
 import threading
 import time
@@ -47,10 +48,41 @@ class Artifact:
 
     def put(self, client: Client, content: bytes) -> None:
         answer = client.request(self.method, self.path, content)
-        assert answer.status in (200, 201, 204), answer
+        assert answer.status in (200, 201, 202, 204), answer
 
     def get(self, client: Client) -> bytes | None:
         return client.get_bytes(self.path)
+
+    def delete(self, client: Client) -> None:
+        answer = client.request("DELETE", self.path)
+        assert answer.status in (204, 404), answer
+
+
+@dataclass(frozen=True)
+class Module:
+    """What Tuist sends in parts."""
+
+    hash: str
+
+    @property
+    def query(self) -> str:
+        return f"{TENANT}&hash={self.hash}&name=m.zip"
+
+    def put(self, client: Client, content: bytes) -> None:
+        base = "/api/cache/module"
+        upload = json.loads(client.request("POST", f"{base}/start?{self.query}").body)["upload_id"]
+        assert upload is not None
+        half = len(content) // 2
+        for number, part in ((1, content[:half]), (2, content[half:])):
+            path = f"{base}/part?{TENANT}&upload_id={upload}&part_number={number}"
+            answer = client.request("POST", path, part)
+            assert answer.status == 204, answer
+        path = f"{base}/complete?{TENANT}&upload_id={upload}"
+        answer = client.request("POST", path, b'{"parts": [1, 2]}')
+        assert answer.status == 204, answer
+
+    def get(self, client: Client) -> bytes | None:
+        return client.get_bytes(f"/api/cache/module/x?{self.query}")
 
 
 def content_of(name: str, size: int) -> bytes:
@@ -60,7 +92,7 @@ def content_of(name: str, size: int) -> bytes:
     return mark + BLOCK[start : start + size - 2 * len(mark)] + mark[::-1]
 
 
-def new_artifact(name: str, content: bytes, generator: random.Random) -> Artifact:
+def new_artifact(name: str, content: bytes, generator: random.Random) -> Entry:
     """A key that nothing is stored under yet, in one of the dialects."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     blob = hashlib.sha256(content).hexdigest()
@@ -72,6 +104,10 @@ def new_artifact(name: str, content: bytes, generator: random.Random) -> Artifac
             Artifact("PUT", f"/bazel/acme/app/ac/{digest}", replace=True),
             Artifact("PUT", f"/gradle/acme/app/{digest[:32]}", replace=True),
             Artifact("PUT", f"/ccache/acme/app/{digest[:2]}/{digest[2:40]}", replace=True),
+            Artifact("PUT", f"/webdav/acme/app/{digest[:2]}/{digest}", replace=True),
+            Artifact("PUT", f"/turborepo/acme/app/v8/artifacts/{digest[:16]}", replace=False),
+            Artifact("PUT", f"/nx/acme/app/v1/cache/{int(digest[:12], 16)}", replace=False),
+            Module(digest),
         )
     )
 
@@ -87,13 +123,24 @@ class Known:
     """What was never answered nor found since: reconcile may still find its whole file."""
     sent: set[bytes] = field(default_factory=set)
     """Digests of all that was ever sent."""
+    deleting: bool = False
+    """It was asked to go, and nobody has said that it has."""
+    deleted: bool = False
+    """Whether it was ever asked to go."""
 
     def allowed(self) -> list[bytes | None]:
         """What may be found after a kill: what was acknowledged, or what came after it and was cut off."""
         found: list[bytes | None] = [self.acknowledged, *self.adoptable]
         if self.unanswered is not None:
             found.append(self.unanswered)
+        if self.deleting:
+            found.append(None)
         return found
+
+    def delete(self) -> None:
+        """It was answered that this is gone."""
+        self.acknowledged, self.deleting = None, False
+        self.adoptable.clear()
 
     def acknowledge(self, content: bytes) -> None:
         """It was answered that this is stored."""
@@ -102,6 +149,7 @@ class Known:
 
     def settle(self, found: bytes | None) -> None:
         """This is what is there after a kill."""
+        self.deleting = False
         if found is not None:
             self.acknowledge(found)
             return
@@ -134,6 +182,13 @@ class Writer:
         known.acknowledge(content)
         self.acknowledged += 1
 
+    def _delete(self, client: Client, entry: Artifact) -> None:
+        known = self.known[entry]
+        known.deleting = known.deleted = True
+        entry.delete(client)
+        known.delete()
+        self.acknowledged += 1
+
     def _next_name(self) -> str:
         self._number += 1
         return f"{self.name}-{self._number}"
@@ -152,8 +207,11 @@ class ArtifactWriter(Writer):
         (sizes,) = generator.choices(SIZES, WEIGHTS)
         content = content_of(name, generator.randint(*sizes))
         replaceable = [e for e in self.known if isinstance(e, Artifact) and e.replace]
+        deletable = [e for e in replaceable if e.path.startswith(("/ccache/", "/webdav/"))]
         if replaceable and generator.random() < 0.3:
             self._write(client, generator.choice(replaceable), content)
+        elif deletable and generator.random() < 0.05:
+            self._delete(client, generator.choice(deletable))
         else:
             self._write(client, new_artifact(name, content, generator), content)
 
@@ -176,7 +234,7 @@ class Reader:
         expected = known.acknowledged is not None
         content = entry.get(client)
         if content is None:
-            assert not expected, f"{entry} was acknowledged and is not there"
+            assert not expected or known.deleted, f"{entry} was acknowledged and is not there"
         else:
             assert digest_of(content) in known.sent, f"{entry} is none of what was written"
 
@@ -188,12 +246,17 @@ class Load:
         self.writers = writers
         self._steps: dict[str, Callable[[Client, random.Random], None]] = {w.name: w.step for w in writers}
         self._steps |= {f"r{n}": Reader(f"r{n}", writers).step for n in range(readers)}
-        self._killed = False
+        self._killed = self._enough = False
         self._failures: list[BaseException] = []
 
-    def run(self, url: str, seed: str, acknowledgements: int, kill: Callable[[], None]) -> None:
-        """Kills the node once it has acknowledged so many writes. Raises what went wrong before."""
-        self._killed = False
+    def run(
+        self, url: str, seed: str, acknowledgements: int, kill: Callable[[], None], *, more: int = 0
+    ) -> None:
+        """Kills once the node has acknowledged so many writes. Raises what went wrong before.
+
+        What is still served then goes on until it has acknowledged `more`.
+        """
+        self._killed = self._enough = False
         target = acknowledgements + self._acknowledged()
         threads = [
             threading.Thread(target=self._repeat, args=(url, step, random.Random(f"{seed} {name}")))
@@ -206,11 +269,15 @@ class Load:
             time.sleep(0.0005)
         self._killed = True
         kill()
+        target += more
+        while self._acknowledged() < target and any(thread.is_alive() for thread in threads):
+            time.sleep(0.0005)
+        self._enough = True
         for thread in threads:
             thread.join()
         if self._failures:
             raise self._failures[0]
-        assert self._acknowledged() >= target, "the node is too slow to be killed under load"
+        assert self._acknowledged() >= target - more, "the node is too slow to be killed under load"
 
     def _acknowledged(self) -> int:
         return sum(writer.acknowledged for writer in self.writers)
@@ -220,7 +287,7 @@ class Load:
     ) -> None:
         with Client(url) as client:
             try:
-                while True:
+                while not self._enough:
                     step(client, generator)
             except (OSError, http.client.HTTPException) as error:
                 # The kill, unless it comes before.
