@@ -11,6 +11,7 @@ from undercroft.buffers import SQLiteBuffer
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events, Measurements, Metadata
 from undercroft.telemetry.prometheus import Prometheus
+from undercroft.telemetry.tallies import Distributions
 
 FLUSH_BUCKETS_MS = (1, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 5000)
 
@@ -41,15 +42,16 @@ class BufferMetrics:
         self._refused = Counter(
             "undercroft_buffer_refused_rows", "Rows SQLite refused, set aside", both, registry=registry
         )
-        commit_wait = Histogram(
+        # Counted for every write.
+        commit_waits = Distributions(
             "undercroft_buffer_commit_wait_seconds",
             "How long somebody waited for a commit",
-            ("buffer",),
-            buckets=COMMIT_WAIT_BUCKETS,
-            registry=registry,
+            "buffer",
+            [buffer.name for buffer in buffers],
+            COMMIT_WAIT_BUCKETS,
         )
-        # Observed for every write: to look the labels up each time takes as long as the rest of it.
-        self._commit_waits = {buffer.name: commit_wait.labels(buffer.name) for buffer in buffers}
+        registry.register(commit_waits)
+        self._commit_waits = commit_waits.by_value
         self._counters = {
             event: Counter(name, text, ("buffer",), registry=registry) for event, name, text in PER_BUFFER
         }
@@ -87,7 +89,7 @@ class BufferMetrics:
         self._refused.labels(metadata["operation"], metadata["buffer"]).inc(measurements["count"])
 
     def _on_commit_wait(self, measurements: Measurements, metadata: Metadata) -> None:
-        self._commit_waits[metadata["buffer"]].observe(measurements["seconds"])
+        self._commit_waits[metadata["buffer"]].add(measurements["seconds"])
 
 
 def _counting(counter: Counter) -> events.Handler:
