@@ -191,7 +191,7 @@ async def test_ranges_of_what_is_still_coming(
 
 
 @pytest.mark.parametrize("damaged", [bytes(len(NEW)), bytes(2 << 20)], ids=["small", "large"])
-async def test_a_damaged_object_is_deleted_and_can_be_stored_again(
+async def test_a_damaged_object_stays_until_it_is_stored_again(
     served: ServedNode, store: SlowStore, damaged: bytes
 ) -> None:
     keep(store, damaged, said=NEW)
@@ -202,9 +202,43 @@ async def test_a_damaged_object_is_deleted_and_can_be_stored_again(
         assert (await served.client.get(PATH)).status_code == 404
     await served.node.read_through._jobs.idle()
     await transferred(served)
-    # Once because it was asked for, three times to be sure.
-    assert (store.count("get"), store.contents()) == (4, {})
+    assert (await served.client.head(PATH)).status_code == 404
+    # Once because it was asked for, three times to be sure. It may have been right all the time.
+    assert (store.count("get"), store.contents()) == (4, {KEY: damaged})
     assert (await served.client.put(PATH, content=NEW)).status_code == 201
+    await transferred(served)
+    assert (store.count("delete"), store.contents()) == (0, {KEY: NEW})
+    await evict(served)
+    assert (await served.client.get(PATH)).content == NEW
+
+
+async def test_wrong_bytes_are_a_miss_for_longer_than_others(open_node: OpenNode, store: SlowStore) -> None:
+    served = await open_node(negative_ttl_ms=0)
+    keep(store, bytes(len(NEW)), said=NEW)
+    for _ in range(3):
+        assert (await served.client.get(PATH)).status_code == 404
+        await transferred(served)
+    assert store.count("get") == 4
+    # As when its time is over: what lied meanwhile does no more.
+    served.node.transfers.wrong_objects.mended(KEY)
+    keep(store, NEW)
+    assert (await served.client.get(PATH)).content == NEW
+
+
+async def test_wrong_bytes_are_replaced_by_who_stores_them_while_they_are_fetched(
+    served: ServedNode, store: SlowStore
+) -> None:
+    """The upload takes the object for the right one, before anybody knows better."""
+    keep(store, bytes(len(NEW)), said=NEW)
+    store.go.clear()
+    reading = asyncio.create_task(served.client.get(PATH))
+    await store.wait_until_asked(1)
+    assert (await served.client.put(PATH, content=NEW)).status_code == 201
+    await transferred(served)
+    assert store.count("put") == 0
+    store.go.set()
+    assert (await reading).status_code == 404
+    await served.node.read_through._jobs.idle()
     await transferred(served)
     assert store.contents() == {KEY: NEW}
 
@@ -293,9 +327,11 @@ async def test_changed_bytes_are_known_by_the_name(
     assert artifact_files(served.folder) == []
     await served.node.transfers.flush()
     await transferred(served)
-    assert store.contents() == {}
+    assert store.contents() == {key: content[::-1]}
     assert (await served.client.put(path, content=content)).is_success
     assert (await served.client.get(path)).content == content
+    await transferred(served)
+    assert store.contents() == {key: content}
 
 
 async def test_a_row_that_is_left_does_not_speak_against_a_newer_object(

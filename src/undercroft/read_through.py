@@ -74,6 +74,11 @@ class SecondTier(NamedTuple):
     redirects: bool
 
 
+def _is_useless(tier: SecondTier, key: str) -> bool:
+    """Whether what the store has under the key is wrong, or may be older than what was stored here."""
+    return key in tier.transfers.wrong_objects or tier.outdated.now(key)
+
+
 class ReadThrough:
     """Finds artifacts on disk, then in the object store if there is one."""
 
@@ -238,7 +243,8 @@ class ReadThrough:
             # Fetched again for every client, what is damaged or does not fit would cost all of its bytes.
             self._remember_miss(key, Source.NOWHERE if result == "absent" else Source.UNKNOWN)
         if isinstance(error, DigestMismatchError):
-            # A transfer finds out whether it is damaged for good, and then deletes it.
+            tier.transfers.wrong_objects.found(key)
+            # A transfer tries again: that may have happened on the way.
             await tier.transfers.enqueue_download(key)
 
     # --- when not to ask --------------------------------------------------------------------------
@@ -248,7 +254,7 @@ class ReadThrough:
         running = self._running.get(key)
         if running is not None:
             return not running.unwanted
-        if self._known_miss(key) is not None or (self._tier is not None and self._tier.outdated.now(key)):
+        if self._known_miss(key) is not None or (self._tier is not None and _is_useless(self._tier, key)):
             return False
         return self._asking < self._pace.limit and not self._pace.pause_s
 

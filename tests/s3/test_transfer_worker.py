@@ -464,20 +464,32 @@ async def test_download_that_can_never_fit_is_parked(rig: WorkerRig, store: Memo
     assert "can never fit" in (row.last_error or "")
 
 
-async def test_object_with_a_wrong_digest_is_deleted_after_three_attempts(
+async def test_object_with_a_wrong_digest_stays_and_the_next_upload_replaces_it(
     rig: WorkerRig, store: MemoryStore
 ) -> None:
-    """Else every upload of the right bytes would find it there, by size and digest, and be skipped."""
+    """By size and digest it would be taken for the right one, and the upload be skipped."""
     store.keep(KEY, b"damaged", sha256(b"content"))
     await rig.transfers.enqueue_download(KEY)
     rig.start()
     results = [result for _, result, _ in await rig.ended(3)]
     assert results == ["retried", "retried", "gone"]
-    assert (await rig.ended(4))[3] == ("delete", "moved", 0)
     assert rig.rows() == {}
-    assert store.contents() == {}
+    assert (store.contents(), store.count("delete")) == ({KEY: b"damaged"}, 0)
     await rig.store(b"content")
-    assert (await rig.ended(5))[4] == ("upload", "moved", 7)
+    assert (await rig.ended(4))[3] == ("upload", "moved", 7)
+    assert store.contents() == {KEY: b"content"}
+    await rig.store(b"content", replace=True)
+    assert (await rig.ended(5))[4] == ("upload", "skipped", 0)
+
+
+async def test_object_that_came_right_in_the_end_is_not_replaced(rig: WorkerRig, store: MemoryStore) -> None:
+    store.keep(KEY, b"content", sha256(b"content"))
+    rig.transfers.wrong_objects.found(KEY)
+    await rig.transfers.enqueue_download(KEY)
+    rig.start()
+    assert await rig.ended(1) == [("download", "moved", 7)]
+    await rig.transfers.enqueue_upload(KEY)
+    assert (await rig.ended(2))[1] == ("upload", "skipped", 0)
 
 
 async def test_object_of_what_was_stored_meanwhile_is_not_deleted(rig: WorkerRig, store: MemoryStore) -> None:

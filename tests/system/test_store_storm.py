@@ -241,10 +241,8 @@ def test_a_store_in_trouble(tmp_path: Path, s3_endpoint: S3Endpoint, campaign: C
                     hashlib.sha256(dialect.preamble + content).hexdigest()
                     for dialect, content in stored.artifacts.values()
                 }
-                missing = expected - in_bucket(s3_endpoint)
-                # A node that is sent wrong bytes of an object three times has the object deleted.
-                assert not missing or "wrong bytes" in weather.seen
-                campaign.checked("objects missing after wrong bytes", len(missing))
+                # Whatever was fetched meanwhile, nothing of it was a reason to delete.
+                assert not expected - in_bucket(s3_endpoint)
                 stored.check_all(client)
                 assert not stored.missing
                 assert writer.stop() == 0

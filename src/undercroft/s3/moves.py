@@ -21,7 +21,7 @@ from undercroft.storage.witnesses import Witness, Witnesses
 
 log = structlog.get_logger(__name__)
 
-# Bytes may be damaged on their way. Whose digest is wrong this many times is damaged in the store.
+# Bytes may be damaged on their way. Whose digest is wrong this many times is given up for a while.
 DIGEST_ATTEMPTS = 3
 
 HASH_BYTES = 16 << 20
@@ -88,9 +88,12 @@ class Moves:
             if not _is_whole(Witnesses(row, label, file.size), digest):
                 await self._artifacts.quarantine(key, row, file)
                 return await self._gone(key, row)
-            if remote is not None and (remote.size, remote.content_sha256) == (file.size, digest):
+            same = remote is not None and (remote.size, remote.content_sha256) == (file.size, digest)
+            # What it says of itself is no proof once its bytes were seen to be others.
+            if same and key not in self._transfers.wrong_objects:
                 return Outcome("skipped", answered=True)
             await self._store.put(key, body, file.size, digest)
+            self._transfers.wrong_objects.mended(key)
         return Outcome("moved", file.size, answered=True)
 
     async def _digest(self, file: OpenFile) -> str:
@@ -133,31 +136,39 @@ class Moves:
     async def _download(self, transfer: Transfer) -> Outcome:
         key = transfer.key
         if self._artifacts.is_here(key):
+            await self._replace_if_wrong(key)
             return Outcome("skipped")
         if self._outdated.now(key):
             return Outcome("gone")
         hydration = Hydration(key, self._store, self._artifacts, self._times, self._outdated)
         result = await hydration.run()
         if result == "stored":
+            self._transfers.wrong_objects.mended(key)
             # Before the row of the transfer goes: the two are in different buffers.
             await self._artifacts.settled(key)
             return Outcome("moved", hydration.received, answered=True)
         if result == "absent" or hydration.unwanted:
             return Outcome("gone", answered=result == "absent")
-        is_last = transfer.attempts + 1 >= DIGEST_ATTEMPTS
-        if isinstance(hydration.error, DigestMismatchError) and is_last:
-            return await self._damaged(key)
+        if isinstance(hydration.error, DigestMismatchError):
+            # At once: who misses it may store it again before the last attempt.
+            self._transfers.wrong_objects.found(key)
+            if transfer.attempts + 1 >= DIGEST_ATTEMPTS:
+                log.error("damaged_object", key=key)
+                await self._replace_if_wrong(key)
+                return Outcome("gone", answered=True)
         await hydration.finished()  # raises what went wrong
         return Outcome("gone")
 
-    async def _damaged(self, key: str) -> Outcome:
-        """Has an object deleted that is not what it says: every upload would take it for the right one."""
+    async def _replace_if_wrong(self, key: str) -> None:
+        """Has the object replaced by the artifact that is here; without one it stays as it is.
+
+        An upload may have skipped it before it was found to be wrong.
+        """
         async with self._artifacts.alone(key):
-            ticket = None if self._artifacts.is_here(key) else await self._transfers.enqueue_delete(key)
-        log.error("damaged_object", key=key, to_be_deleted=ticket is not None)
-        if ticket is not None:
-            await self._transfers.committed(ticket)
-        return Outcome("gone", answered=True)
+            if key not in self._transfers.wrong_objects or not self._artifacts.is_here(key):
+                return
+            ticket = await self._transfers.enqueue_upload(key)
+        await self._transfers.committed(ticket)
 
     # --- deletes ----------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ from undercroft.s3.transfer_statements import (
     WAKE,
     WAKE_ASTRAY,
 )
+from undercroft.s3.wrong_objects import WrongObjects
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events, Measurements, Metadata
 
@@ -102,6 +103,8 @@ class S3Transfers:
         self._count_failed = False
         self.parked = 0
         """Rows that wait for `retry_parked`, as of the last `count`."""
+        self.wrong_objects = WrongObjects()
+        """What reading through found out for the uploads to come, and they for it."""
         self.committed_news = asyncio.Event()
         """Set when rows were committed; the worker clears it before it asks."""
         telemetry.attach(events.FLUSH, self._on_flush)
