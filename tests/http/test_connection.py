@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -412,3 +412,102 @@ async def test_where_it_cannot_be_ignored_nothing_is_taken_for_an_empty_body() -
             if status == 200:
                 said = await peer.reader.readexactly(int(headers[b"content-length"]))
                 assert said == b"PUT /c hello 1"
+
+
+async def test_hundreds_of_requests_in_one_read_are_not_one_head() -> None:
+    many = 3_000
+    async with serving(echo) as rig, rig.peer() as peer:
+        await peer.send(GET * many + GET[:10])
+        for _ in range(many):
+            assert await peer.answer() == b"GET /a%2Fb  1"
+        await peer.send(GET[10:])
+        assert await peer.answer() == b"GET /a%2Fb  1"
+
+
+@pytest.mark.parametrize("endless", [b"x: " + b"y" * 1_000, b"y" * 1_000])
+async def test_trailers_have_the_bound_of_a_head(endless: bytes) -> None:
+    head = b"POST /d HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with serving(echo) as rig, rig.peer() as peer:
+        await peer.send(head + b"3\r\nabc\r\n0\r\nx: ")
+        with pytest.raises(ConnectionError):  # the bound, and what lingering takes
+            await asyncio.wait_for(peer.send(*[endless] * 20_000), PATIENCE_S)
+
+
+async def test_many_small_chunks_are_no_trailers() -> None:
+    count = 300
+    head = b"POST /d HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with serving(echo) as rig, rig.peer() as peer:
+        await peer.send(head)
+        for _ in range(count):
+            await peer.send(b"1;" + b"e" * 300 + b"\r\n")
+            await asyncio.sleep(0)
+            await peer.send(b"x\r\n")
+            await asyncio.sleep(0)
+        await peer.send(b"0\r\n\r\n")
+        assert await peer.answer() == b"POST /d %b 1" % (b"x" * count)
+
+
+async def test_an_answer_that_comes_before_all_of_the_body_says_that_it_is_the_last() -> None:
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        del scope
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+        assert (await peer.head())[1][b"connection"] == b"close"
+
+
+async def test_an_older_client_is_not_told_to_go_on() -> None:
+    async with serving(echo) as rig, rig.peer() as peer:
+        await peer.send(b"PUT /c HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n")
+        await asyncio.sleep(0.005)
+        await peer.send(b"hello")
+        assert await peer.answer() == b"PUT /c hello 1"
+
+
+async def test_what_comes_after_the_stop_does_not_cost_the_answer_before() -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        await go_on.wait()
+        await echo(scope, receive, send)
+
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(GET)
+        await asked.wait()
+        stopping = asyncio.create_task(rig.server.stop(PATIENCE_S * 1_000))
+        await asyncio.sleep(0)
+        await peer.send(GET)
+        peer.writer.write_eof()
+        await asyncio.sleep(0.01)
+        go_on.set()
+        assert await peer.answer() == b"GET /a%2Fb  1"
+        await stopping
+
+
+async def test_a_burst_does_not_leave_more_connections_than_the_bound() -> None:
+    async with serving(echo, max_connections=5) as rig, AsyncExitStack() as stack:
+        peers = []
+        for _ in range(2):
+            peers += await asyncio.gather(*(stack.enter_async_context(rig.peer()) for _ in range(20)))
+        await peers[-1].send(GET)
+        await peers[-1].answer()
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(peer.reader.read() for peer in peers[:20]))
+        assert len(rig.server._connections) <= 5
+
+
+async def test_the_stop_does_not_leave_a_connection_whose_client_reads_nothing() -> None:
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        del scope
+        headers = [(b"content-length", b"%d" % (50 << 20)), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(50 << 20)})
+
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(GET)
+        await peer.head()
+        await rig.server.stop(10)
+        assert not rig.server._connections

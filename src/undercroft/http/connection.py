@@ -54,6 +54,8 @@ class HttpConnection(asyncio.Protocol):
         self._headers: Headers = []
         self._head_bytes = 0
         self._in_head = False
+        self._head_comes_first = False
+        """Whether the bytes that came last began with the head, or inside it."""
         self._receiving: Exchange | None = None
         """The request whose body is coming."""
         self._queue: deque[Exchange] = deque()
@@ -66,6 +68,8 @@ class HttpConnection(asyncio.Protocol):
         self._eof = False
         self._closing = False
         self._lingering = 0
+        self._finished = False
+        """Whether nothing more is answered."""
         self.waits_since = self._loop.time()
         """Since when it has waited for the next request, or for the end of its headers."""
 
@@ -99,7 +103,7 @@ class HttpConnection(asyncio.Protocol):
         if self._receiving is not None:
             self._receiving.lose()
         self._wake()
-        return not self._lingering and (not self.is_idle or self._refusal is not None)
+        return not self._finished and (not self.is_idle or self._refusal is not None)
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is sent to."""
@@ -117,10 +121,15 @@ class HttpConnection(asyncio.Protocol):
         if self._lingering or self._refusal is not None or (self._closing and self._receiving is None):
             self._discard(len(data))
             return
+        receiving = self._receiving
+        had = receiving.body_bytes if receiving is not None else 0
+        self._head_comes_first = receiving is None
         try:
-            self._parser.feed_data(without_upgrade(data) if self._receiving is None else data)
+            self._parser.feed_data(without_upgrade(data) if receiving is None else data)
             if self._in_head:
-                self._count_head(len(data))
+                self._count_head(len(data) if self._head_comes_first else 0)
+            elif receiving is not None and receiving is self._receiving:
+                self._count_between(len(data), came=receiving.body_bytes - had)
         except httptools.HttpParserUpgrade:
             # The request is answered, and what follows it is not understood.
             self._last_of(self._receiving or (self._queue[-1] if self._queue else self._current))
@@ -132,6 +141,13 @@ class HttpConnection(asyncio.Protocol):
         self._head_bytes += size
         if self._head_bytes > HEADER_BYTES:
             self._refuse(RefusedRequestError(431, f"the headers have more than {HEADER_BYTES} bytes"))
+
+    def _count_between(self, size: int, *, came: int) -> None:
+        """The parser keeps a trailer until it ends, so what is no body has the bound of a head."""
+        if came:
+            self._head_bytes = 0
+        else:
+            self._count_head(size)
 
     def _last_of(self, exchange: Exchange | None) -> None:
         if exchange is not None:
@@ -148,7 +164,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _discard(self, size: int) -> None:
         self._lingering += size
-        if self._lingering > LINGER_BYTES and self._transport is not None:
+        if self._finished and self._lingering > LINGER_BYTES and self._transport is not None:
             self._transport.abort()
 
     # --- what the parser says ---------------------------------------------------------------------
@@ -193,6 +209,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """All of the request."""
+        self._head_comes_first = False
         if self._receiving is not None:
             self._receiving.end()
             self._receiving = None
@@ -203,6 +220,11 @@ class HttpConnection(asyncio.Protocol):
     def is_idle(self) -> bool:
         """Whether nothing is being answered, nor waits to be."""
         return self._current is None and not self._queue
+
+    @property
+    def may_make_way(self) -> bool:
+        """Whether it is idle, and nobody has told it to end yet."""
+        return not self._closing and self.is_idle
 
     async def serve(self) -> None:
         """Answers requests in their order until the connection ends."""
@@ -262,15 +284,15 @@ class HttpConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """Ends the connection, at once if nothing can be lost by that."""
-        self._closing = True
-        if self._transport is None:
+        self._closing = self._finished = True
+        if self._transport is None or self._transport.is_closing():
             return
         if self._lingering and not self._eof and self._transport.can_write_eof():
             self.waits_since = self._loop.time()
-            self._transport.write_eof()
             if self._paused:
                 self._paused = False
                 self._transport.resume_reading()
+            self._transport.write_eof()
         else:
             self._transport.close()
 
@@ -342,5 +364,5 @@ class HttpConnection(asyncio.Protocol):
 
     def cancel(self) -> None:
         """Ends in the middle of whatever it is."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._task is None or not self._task.cancel():
+            self._abort()  # its last answer waits for a client that does not read

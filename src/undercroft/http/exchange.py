@@ -77,8 +77,9 @@ class Exchange:
         self._wire = wire
         self.scope = scope
         self.keep_alive = keep_alive
-        self.expects_continue = expects_continue
         self._http_10 = scope["http_version"] == "1.0"
+        # An older client would take it for the answer (RFC 9110, 10.1.1).
+        self.expects_continue = expects_continue and not self._http_10
         self.pieces: list[bytes] = []
         self.body_bytes = 0
         self.complete = False
@@ -161,6 +162,8 @@ class Exchange:
             self._chunked = not self._http_10
             # Only the end of the connection tells an older client where the body ends.
             self.keep_alive = self.keep_alive and self._chunked
+        if not self.complete:
+            self.keep_alive = False  # a client that is told so does not send its next request to a closed end
         if self._chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self.keep_alive:

@@ -120,7 +120,7 @@ class HttpServer:
     def opened(self, connection: HttpConnection) -> None:
         """See `Owner`. Beyond the bound the one that was idle for longest makes way, or else this one."""
         if len(self._connections) >= self.limits.max_connections:
-            idle = [one for one in self._connections if one.is_idle]
+            idle = [one for one in self._connections if one.may_make_way]
             min(idle, key=lambda one: one.waits_since, default=connection).stop()
         self._connections.add(connection)
         self._empty.clear()
