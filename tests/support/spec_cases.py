@@ -79,6 +79,8 @@ def bring_about(case: Case[Any], session: requests.Session, url: str) -> None:
     """Makes it so that the request can succeed: stores what it asks for, begins what it goes on with."""
     if case.operation.path.endswith("/cas/{hash}"):
         case.path_parameters["hash"] = sha256(b"blob").hexdigest()
+    elif case.operation.path == "/page/{name}":
+        case.path_parameters["name"] = "page.css"
     asked = case.as_transport_kwargs(base_url=url)
     where, query, path = asked["url"], asked["params"] or {}, case.operation.path
     if path.startswith("/api/cache/module/"):

@@ -24,9 +24,16 @@ class RefusedRequestError(Exception):
         self.status = status
 
 
+class Scope(dict[str, Any]):
+    """The scope of a request. Credentials are among its headers, so it shows itself without them."""
+
+    def __repr__(self) -> str:
+        return f"<{self['method']} {self['path']}>"
+
+
 def scope_of(
     parser: "httptools.HttpRequestParser", target: bytes, headers: Headers, client: tuple[str, int] | None
-) -> dict[str, Any]:
+) -> Scope:
     """The scope of a request whose headers are complete. Raises `RefusedRequestError`."""
     if len(headers) > HEADER_COUNT:
         raise RefusedRequestError(431, f"there are more than {HEADER_COUNT} headers")
@@ -36,18 +43,20 @@ def scope_of(
     if parser.should_upgrade() and any(name in BODY_HEADERS for name, _ in headers):
         raise RefusedRequestError(400, "nothing else than HTTP/1.1 is spoken here: send no Upgrade")
     raw_path, query = _split(target)
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": version,
-        "method": parser.get_method().decode("ascii"),
-        "scheme": "http",
-        "path": _text(raw_path),
-        "raw_path": raw_path,
-        "query_string": query,
-        "headers": headers,
-        "client": client,
-    }
+    return Scope(
+        {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": version,
+            "method": parser.get_method().decode("ascii"),
+            "scheme": "http",
+            "path": _text(raw_path),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": headers,
+            "client": client,
+        }
+    )
 
 
 def without_upgrade(data: bytes) -> bytes:
