@@ -54,8 +54,8 @@ def test_nothing_is_lost_and_what_was_used_last_stays(
                 put(client, number)
                 assert client.put_value(f"k{number}", str(number)).status == 204
                 number += 1
-            # Eviction takes the oldest: the newest of a round are there, and so is what was used in it. When
-            # the clock was set back by more than a minute they look older, which nobody can make good at once.
+            # Eviction takes the oldest: the newest of a round are there, and so is what was used in it. After
+            # the clock was set back by more than a minute they look older: nobody can make that good at once.
             for recent in range(number - 8, number):
                 if off >= 0:
                     assert client.get_ccache(f"{recent:040x}") == bytes([recent % 256]) * SIZE
