@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from undercroft import start_checks
+from undercroft.api.accel import Accel
 from undercroft.api.app import Application
 from undercroft.api.clean import CleanApi
 from undercroft.api.dialects import dialect_routes
@@ -184,6 +185,7 @@ class Node:
             self.disk.artifacts,
             self.multipart,
             self.settings.auth.mode != "none",
+            self._accel(),
         )
         health = HealthApi(
             self._checks(),
@@ -194,6 +196,10 @@ class Node:
         clean = CleanApi(self.background.clean_project)
         routes = [*dialect_routes(services), *clean.routes(), *health.routes(), *self.status_api.routes()]
         return [*routes, *SpecApi(routes).routes()]
+
+    def _accel(self) -> Accel | None:
+        prefix = self.settings.http.accel_redirect
+        return None if prefix is None else Accel(self.disk.artifacts, prefix)
 
     def _status_report(self) -> StatusReport:
         disk = self.settings.disk

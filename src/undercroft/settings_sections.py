@@ -363,6 +363,12 @@ class HttpSection(Section):
         10_000, description="how long a stop waits for requests in progress (ms)"
     )
     metrics: bool = Field(True, description="serve `/metrics`")
+    accel_redirect: str | None = Field(
+        None,
+        pattern=r"^/[a-z0-9/_-]+/$",
+        description="location, like `/artifacts-of-undercroft/`, from which nginx in front sends artifacts "
+        "(`X-Accel-Redirect`); nobody may reach the node past it",
+    )
     max_connections: Count = Field(
         8_192, description="connections at once; beyond, those idle for longest are closed (per process)"
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from undercroft import errors as node_errors
 from undercroft.api import responses
+from undercroft.api.accel import Accel
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
 from undercroft.artifacts import CacheArtifacts
@@ -80,6 +81,8 @@ class ArtifactRoutes:
     """What proxies and clients may do with a copy, as headers of every answer with an artifact."""
     surely: bool = False
     """Whether not a byte is sent before all are known to be right: a tool may not survive an end too soon."""
+    accel: Accel | None = None
+    """Where a proxy in front sends what is on disk."""
 
     async def serve(
         self, request: Request, key: str, *, digest_header: bytes | None = None, admit: Admit | None = None
@@ -105,13 +108,21 @@ class ArtifactRoutes:
             found, headers = admitted
             try:
                 headers = [*self.caching, *headers, *_digest(found, digest_header)]
-                sent = await responses.artifact(request, found, headers)
+                sent = await self._send(request, found, headers)
                 result = "hit" if source is Source.DISK else "s3_hit"
             finally:
                 found.close()
         finally:
             metadata = {"tool": self.tool, "project": project_of(key), "result": result}
             self.telemetry.emit(events.DOWNLOAD, {"bytes": sent}, metadata)
+
+    async def _send(self, request: Request, found: OpenArtifact, headers: list[tuple[bytes, bytes]]) -> int:
+        """Answers the bytes sent, or left to the proxy."""
+        if self.accel is not None and request.method == "GET":
+            location = self.accel.location(found)
+            if location is not None:
+                return await responses.handed_over(request, found, headers, location)
+        return await responses.artifact(request, found, headers)
 
     async def peek(self, request: Request, key: str, admit: Admit) -> Admitted | None:
         """What GET would serve, closed already: its size and headers. Not counted as a download."""

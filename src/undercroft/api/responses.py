@@ -104,6 +104,20 @@ async def artifact(request: Request, found: OpenArtifact, headers: list[tuple[by
     return await _send(request, found, 206, span, common)
 
 
+async def handed_over(
+    request: Request, found: OpenArtifact, headers: list[tuple[bytes, bytes]], location: bytes
+) -> int:
+    """Lets a proxy send the artifact from `location`, or the part that was asked for; answers its bytes."""
+    tag = etag(found)
+    common = [(b"etag", tag), (b"accept-ranges", b"bytes"), *headers]
+    if _has_tag(request.headers.get(b"if-none-match"), tag):
+        await empty(request, 304, common)
+        return 0
+    where = (b"x-accel-redirect", location)
+    await content(request, 200, b"", b"application/octet-stream", [where, *common])
+    return found.size
+
+
 def etag(found: OpenArtifact) -> bytes:
     """The digest, where it is known; else the size, which says at least when bytes differ in number."""
     return b'"%s"' % (found.content_sha256 or f"size-{found.size}").encode()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from undercroft.api.accel import Accel
 from undercroft.api.artifact_routes import ArtifactRoutes
 from undercroft.artifacts import CacheArtifacts
 from undercroft.key_values import KeyValueStore
@@ -27,6 +28,8 @@ class Services:
 
     asks_callers: bool
     """Whether who asks decides what they are served."""
+    accel: Accel | None = None
+    """Where a proxy in front sends what is on disk."""
 
     def entries(
         self, tool: str, max_bytes: int, *, replace: bool, redirects: bool = False, surely: bool = False
@@ -48,6 +51,7 @@ class Services:
             redirects,
             _caching(replaceable=replace, private=self.asks_callers),
             surely,
+            self.accel,
         )
 
 
