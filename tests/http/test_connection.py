@@ -136,6 +136,8 @@ def test_any_split_of_a_stream_gives_the_same_answers_in_their_order(
         (b"GET / HTTP/1.1\r\n folded: x\r\n\r\n", 400),
         (b"PUT / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n", 400),
         (b"PUT / HTTP/1.1\r\ncontent-length: -3\r\n\r\n", 400),
+        (b"PUT / HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n", 501),
+        (b"PUT / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 300 + b"\r\n", 431),
         (b"GET / HTTP/1.1\r\nx: " + b"y" * 200_000, 431),
         (b"GET /" + b"y" * 200_000, 431),

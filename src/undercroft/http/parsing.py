@@ -42,6 +42,9 @@ def scope_of(
         raise RefusedRequestError(505, f"HTTP {version} is not spoken here: 1.0 and 1.1 are")
     if parser.should_upgrade() and any(name in BODY_HEADERS for name, _ in headers):
         raise RefusedRequestError(400, "nothing else than HTTP/1.1 is spoken here: send no Upgrade")
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            _check_coding(value, version)
     raw_path, query = _split(target)
     return Scope(
         {
@@ -57,6 +60,15 @@ def scope_of(
             "client": client,
         }
     )
+
+
+def _check_coding(value: bytes, version: str) -> None:
+    """Refuse what would be kept still encoded, or framed as the version has it not (RFC 9112, 6.1)."""
+    if version == "1.0":
+        raise RefusedRequestError(400, "HTTP/1.0 has no Transfer-Encoding: send a Content-Length")
+    if value.strip().lower() != b"chunked":
+        coding = value.decode("latin-1")
+        raise RefusedRequestError(501, f"Transfer-Encoding {coding!r} is not understood: only chunked is")
 
 
 def without_upgrade(data: bytes) -> bytes:
