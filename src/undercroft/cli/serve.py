@@ -22,8 +22,8 @@ from undercroft.telemetry import logs
 
 log = structlog.get_logger(__name__)
 
-# How long a thread may keep Python's global lock while another wants it; 5 ms by default. The writer and the
-# HTTP server's threads wait for it at every step: docs/decisions/0011-switch-interval.md.
+# How long a thread may keep Python's global lock while another wants it; 5 ms by default. The writers'
+# threads and those of the disk wait for it at every step: docs/decisions/0011-switch-interval.md.
 SWITCH_INTERVAL_S = 0.001
 
 # More than any node has clients; a limit without end makes some programs look at each of them.
