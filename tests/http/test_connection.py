@@ -448,15 +448,26 @@ async def test_many_small_chunks_are_no_trailers() -> None:
         assert await peer.answer() == b"POST /d %b 1" % (b"x" * count)
 
 
-async def test_an_answer_that_comes_before_all_of_the_body_says_that_it_is_the_last() -> None:
-    async def application(scope: Any, _receive: Any, send: Any) -> None:
+@pytest.mark.parametrize("reads_on", [True, False])
+async def test_an_answer_before_the_end_of_a_body_ends_the_connection_unless_the_rest_is_read(
+    reads_on: bool,
+) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
         del scope
         await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
+        while reads_on and (await receive()).get("more_body"):
+            pass
 
     async with serving(application) as rig, rig.peer() as peer:
         await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
-        assert (await peer.head())[1][b"connection"] == b"close"
+        assert b"connection" not in (await peer.head())[1]
+        await peer.send(b"12345")
+        if reads_on:
+            await peer.send(b"GET /d HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await peer.head())[0] == 401
+        else:
+            assert await peer.rest() == b""
 
 
 async def test_an_older_client_is_not_told_to_go_on() -> None:

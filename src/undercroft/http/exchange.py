@@ -162,8 +162,6 @@ class Exchange:
             self._chunked = not self._http_10
             # Only the end of the connection tells an older client where the body ends.
             self.keep_alive = self.keep_alive and self._chunked
-        if not self.complete:
-            self.keep_alive = False  # a client that is told so does not send its next request to a closed end
         if self._chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self.keep_alive:
