@@ -1,6 +1,7 @@
 """The protocol over real sockets, with an application that does what a test says."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undercroft.http.exchange import Application
-from undercroft.http.limits import Limits
+from undercroft.http.exchange import PIECE_BYTES, Application, Exchange
+from undercroft.http.limits import BODY_BYTES, SLICE_BYTES, Limits
 from undercroft.http.server import HttpServer, bind
 
 PATIENCE_S = 20
@@ -132,16 +133,19 @@ def test_any_split_of_a_stream_gives_the_same_answers_in_their_order(
     [
         (b"\x16\x03\x01 hello tls\r\n\r\n", 400),
         (b"GET /\r\n\r\n", 505),
-        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nno colon\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n folded: x\r\n\r\n", 400),
-        (b"PUT / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n", 400),
+        (b"PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n", 400),
         (b"PUT / HTTP/1.1\r\ncontent-length: -3\r\n\r\n", 400),
-        (b"PUT / HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n", 501),
+        (b"PUT / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n", 501),
         (b"PUT / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 300 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 300 + b"\r\n", 431),
         (b"GET / HTTP/1.1\r\nx: " + b"y" * 200_000, 431),
         (b"GET /" + b"y" * 200_000, 431),
         (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nhost: x\r\nhost: y\r\n\r\n", 400),
     ],
 )
 async def test_what_is_no_request_is_answered_once_and_ends(data: bytes, status: int) -> None:
@@ -152,6 +156,68 @@ async def test_what_is_no_request_is_answered_once_and_ends(data: bytes, status:
         assert found == status
         assert headers[b"connection"] == b"close"
         assert (await peer.rest()).startswith(b'{"message":"')
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  # what it waits for sets no event
+            await asyncio.sleep(0.001)
+
+
+def exchanges() -> list[Exchange]:
+    return [one for one in gc.get_objects() if isinstance(one, Exchange)]
+
+
+async def test_requests_sent_ahead_wait_as_bytes() -> None:
+    go = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        await echo(scope, receive, send)
+
+    small = b"GET / HTTP/1.1\r\nhost:\r\n\r\n"
+    count = 200_000 // len(small)
+    async with serving(application) as rig, rig.peer() as peer:
+        sending = asyncio.create_task(peer.send(small * count))
+        await until(exchanges)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(exchanges()) <= SLICE_BYTES // len(small) + 1
+        go.set()
+        for _ in range(count):
+            assert await peer.answer() == b"GET /  1"
+        await sending
+
+
+async def test_a_body_of_tiny_chunks_is_kept_within_its_bound() -> None:
+    go = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        await echo(scope, receive, send)
+
+    head = b"PUT / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    count = 60_000
+    async with serving(application) as rig, rig.peer() as peer:
+        sending = asyncio.create_task(peer.send(head + b"1\r\nx\r\n" * count + b"0\r\n\r\n"))
+        await until(lambda: [one for one in exchanges() if one.body_bytes >= BODY_BYTES])
+        for _ in range(50):
+            await asyncio.sleep(0)
+        (exchange,) = exchanges()
+        assert len(exchange.pieces) <= (BODY_BYTES + SLICE_BYTES * PIECE_BYTES // 6) // PIECE_BYTES
+        go.set()
+        assert await peer.answer() == b"PUT / " + b"x" * count + b" 1"
+        await sending
+
+
+async def test_a_header_of_the_answer_cannot_become_two() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"0"), (b"x", b"y\r\nset-cookie: z")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async with serving(application) as rig, rig.peer() as peer:
+        await peer.send(GET)
+        assert await peer.rest() == b""
 
 
 async def test_100_continue_only_when_the_body_is_asked_for() -> None:

@@ -12,10 +12,19 @@ import msgspec
 import structlog
 
 from undercroft.http.exchange import STATUS_LINES, Application, Exchange, Headers
-from undercroft.http.limits import ANSWER_BYTES, BODY_BYTES, HEADER_BYTES, LINGER_BYTES, Limits
+from undercroft.http.limits import (
+    ANSWER_BYTES,
+    BODY_BYTES,
+    HEADER_BYTES,
+    LINGER_BYTES,
+    SLICE_BYTES,
+    Limits,
+)
 from undercroft.http.parsing import RefusedRequestError, refusal_of, scope_of, without_upgrade
 
 log = structlog.get_logger(__name__)
+
+NOTHING = memoryview(b"")
 
 
 class Owner(Protocol):
@@ -56,6 +65,8 @@ class HttpConnection(asyncio.Protocol):
         self._in_head = False
         self._head_comes_first = False
         """Whether the bytes that came last began with the head, or inside it."""
+        self._unread = NOTHING
+        """What has come, and waits for the requests before it."""
         self._receiving: Exchange | None = None
         """The request whose body is coming."""
         self._queue: deque[Exchange] = deque()
@@ -117,15 +128,31 @@ class HttpConnection(asyncio.Protocol):
             drain.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
-        if self._lingering or self._refusal is not None or (self._closing and self._receiving is None):
-            self._discard(len(data))
-            return
+        """Bytes have come; there are none unread, or the transport would not read."""
+        self._unread = memoryview(data)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Parses what is unread until a request has to wait, and reads on when nothing is left.
+
+        Slices, because a read full of small requests or chunks becomes objects of twenty times its size.
+        """
+        while self._unread and not self._must_wait():
+            if self._lingering or self._refusal is not None or (self._closing and self._receiving is None):
+                self._discard(len(self._unread))
+                self._unread = NOTHING
+            else:
+                size = max(SLICE_BYTES, self._receiving.to_come if self._receiving is not None else 0)
+                piece, self._unread = self._unread[:size], self._unread[size:]
+                self._parse(piece)
+        self._review_reading()
+
+    def _parse(self, data: memoryview) -> None:
         receiving = self._receiving
         had = receiving.body_bytes if receiving is not None else 0
         self._head_comes_first = receiving is None
         try:
-            self._parser.feed_data(without_upgrade(data) if receiving is None else data)
+            self._parser.feed_data(without_upgrade(bytes(data)) if receiving is None else data)
             if self._in_head:
                 self._count_head(len(data) if self._head_comes_first else 0)
             elif receiving is not None and receiving is self._receiving:
@@ -135,7 +162,6 @@ class HttpConnection(asyncio.Protocol):
             self._last_of(self._receiving or (self._queue[-1] if self._queue else self._current))
         except httptools.HttpParserError as error:
             self._refuse(refusal_of(error))
-        self._review_reading()
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -192,12 +218,8 @@ class HttpConnection(asyncio.Protocol):
         self._in_head = False
         if self._closing:
             return  # what was asked before is answered, this is not
-        headers = self._headers
-        scope = scope_of(self._parser, self._target, headers, self._client)
-        expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
-        exchange = Exchange(
-            self, scope, keep_alive=self._parser.should_keep_alive(), expects_continue=expects
-        )
+        scope = scope_of(self._parser, self._target, self._headers, self._client)
+        exchange = Exchange(self, scope, keep_alive=self._parser.should_keep_alive())
         self._receiving = exchange
         self._queue.append(exchange)
         self._wake()
@@ -232,7 +254,7 @@ class HttpConnection(asyncio.Protocol):
             while await self._wait_for_next():
                 exchange = self._current = self._queue.popleft()
                 self._owner.busy.add(self)
-                self._review_reading()
+                self._go_on()
                 await self._owner.application(exchange.scope, exchange.receive, exchange.send)
                 self._current = None
                 self._owner.busy.discard(self)
@@ -285,6 +307,7 @@ class HttpConnection(asyncio.Protocol):
     def _finish(self) -> None:
         """Ends the connection, at once if nothing can be lost by that."""
         self._closing = self._finished = True
+        self._unread = NOTHING
         if self._transport is None or self._transport.is_closing():
             return
         if self._lingering and not self._eof and self._transport.can_write_eof():
@@ -323,13 +346,17 @@ class HttpConnection(asyncio.Protocol):
     def body_taken(self) -> None:
         """Some of a body was taken by the application."""
         if self._paused:
-            self._review_reading()
+            self._go_on()
+
+    def _must_wait(self) -> bool:
+        """Whether a request waits for the one before it, or as much of a body as is kept."""
+        if self._lingering:
+            return False
+        ahead = len(self._queue) > (self._current is None)
+        return ahead or (self._receiving is not None and self._receiving.body_bytes >= BODY_BYTES)
 
     def _review_reading(self) -> None:
-        """Reads on unless a request waits, or more of a body than is kept."""
-        receiving = self._receiving
-        pause = bool(self._queue) and self._current is not None
-        pause = pause or (receiving is not None and receiving.body_bytes >= BODY_BYTES)
+        pause = bool(self._unread) or self._must_wait()
         if pause != self._paused and self._transport is not None and not self._transport.is_closing():
             self._paused = pause
             if pause:

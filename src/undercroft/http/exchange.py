@@ -21,6 +21,9 @@ STATUS_LINES = {
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+# What the memory of a piece of a body takes beside its bytes.
+PIECE_BYTES = 64
+
 # Up to this size head and body are one piece of memory: to copy it costs less than a second buffer.
 JOINED_BYTES = 32 << 10
 
@@ -69,19 +72,26 @@ class Exchange:
         "lost",
         "pieces",
         "scope",
+        "to_come",
     )
 
-    def __init__(
-        self, wire: Wire, scope: MutableMapping[str, Any], *, keep_alive: bool, expects_continue: bool
-    ) -> None:
+    def __init__(self, wire: Wire, scope: MutableMapping[str, Any], *, keep_alive: bool) -> None:
         self._wire = wire
         self.scope = scope
         self.keep_alive = keep_alive
         self._http_10 = scope["http_version"] == "1.0"
-        # An older client would take it for the answer (RFC 9110, 10.1.1).
-        self.expects_continue = expects_continue and not self._http_10
+        self.expects_continue = False
+        self.to_come = 0
+        """Bytes of the body that are yet to come, if its length was announced."""
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                self.to_come = int(value)
+            elif name == b"expect":
+                # An older client would take the answer for the final one (RFC 9110, 10.1.1).
+                self.expects_continue = value.lower() == b"100-continue" and not self._http_10
         self.pieces: list[bytes] = []
         self.body_bytes = 0
+        """Of memory that pieces of the body take until the application asks for them."""
         self.complete = False
         """Whether all of the body has come."""
         self.lost = False
@@ -99,7 +109,8 @@ class Exchange:
     def add(self, piece: bytes) -> None:
         """More of the body has come."""
         self.pieces.append(piece)
-        self.body_bytes += len(piece)
+        self.body_bytes += len(piece) + PIECE_BYTES
+        self.to_come -= len(piece)
         self._wake()
 
     def end(self) -> None:
@@ -134,8 +145,9 @@ class Exchange:
         self.pieces.clear()
         self.body_bytes = 0
         self._ended = self.complete
-        self._wire.body_taken()
-        return {"type": "http.request", "body": body, "more_body": not self.complete}
+        event: Event = {"type": "http.request", "body": body, "more_body": not self.complete}
+        self._wire.body_taken()  # more of the body may be added by this
+        return event
 
     # --- the answer -------------------------------------------------------------------------------
 
@@ -170,6 +182,8 @@ class Exchange:
             lines.append(b"connection: keep-alive\r\n")
         lines += (self._wire.date_line, b"\r\n")
         self._head = b"".join(lines)
+        if self._head.count(b"\n") != len(lines):
+            raise ValueError(f"a header of the answer has a line break: {self._head!r}")
         self._left = length
 
     async def _continue(self, body: bytes, *, more: bool) -> None:

@@ -16,6 +16,9 @@ HEADER_COUNT = 256
 # Of a body that waits for the application. Above it nothing more is read of the connection.
 BODY_BYTES = 256 << 10
 
+# Parsed at once, beside the rest of a body of known length.
+SLICE_BYTES = 8 << 10
+
 # Of an answer that waits for the client to read. Above it the application waits.
 ANSWER_BYTES = 256 << 10
 

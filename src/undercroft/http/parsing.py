@@ -42,9 +42,14 @@ def scope_of(
         raise RefusedRequestError(505, f"HTTP {version} is not spoken here: 1.0 and 1.1 are")
     if parser.should_upgrade() and any(name in BODY_HEADERS for name, _ in headers):
         raise RefusedRequestError(400, "nothing else than HTTP/1.1 is spoken here: send no Upgrade")
+    hosts = 0
     for name, value in headers:
         if name == b"transfer-encoding":
             _check_coding(value, version)
+        elif name == b"host":
+            hosts += 1
+    if hosts != 1 and (hosts or version == "1.1"):
+        raise RefusedRequestError(400, f"a request has one Host header, this has {hosts}")  # RFC 9112, 3.2
     raw_path, query = _split(target)
     return Scope(
         {
