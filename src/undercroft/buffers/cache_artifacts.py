@@ -59,6 +59,8 @@ class CacheArtifactsState:
     accesses: dict[str, ArtifactAccess] = field(default_factory=dict)
     deletes: dict[str, ArtifactDelete] = field(default_factory=dict)
     bytes: int = 0
+    largest: int = 0
+    """Bytes of the largest event there was."""
 
 
 class CacheArtifactsBuffer:
@@ -77,7 +79,9 @@ class CacheArtifactsBuffer:
     def handle_event(self, state: CacheArtifactsState, event: ArtifactEvent) -> None:
         """The last event of a key wins; an access keeps what a pending store said."""
         if event.key not in state.accesses and event.key not in state.deletes:
-            state.bytes += _size(event)
+            size = _size(event)
+            state.bytes += size
+            state.largest = max(state.largest, size)
         if isinstance(event, ArtifactDelete):
             state.accesses.pop(event.key, None)
             state.deletes[event.key] = event
@@ -89,8 +93,9 @@ class CacheArtifactsBuffer:
         self, state: CacheArtifactsState, max_batch_size: int
     ) -> tuple[list[Batch], CacheArtifactsState]:
         """Accesses first, then deletes."""
-        batches = in_batches(ACCESSES, state.accesses.values(), max_batch_size, _size)
-        batches += in_batches(DELETES, state.deletes.values(), max_batch_size, _size)
+        largest = state.largest
+        batches = in_batches(ACCESSES, state.accesses.values(), max_batch_size, _size, largest=largest)
+        batches += in_batches(DELETES, state.deletes.values(), max_batch_size, _size, largest=largest)
         return batches, CacheArtifactsState()
 
     def queue_stats(self, state: CacheArtifactsState) -> QueueStats:

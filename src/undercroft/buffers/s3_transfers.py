@@ -92,8 +92,9 @@ class S3TransfersBuffer:
         self, state: S3TransfersState, max_batch_size: int
     ) -> tuple[list[Batch], S3TransfersState]:
         """Deletes first, then inserts; the class says why."""
-        batches = in_batches(DELETES, state.deletes.values(), max_batch_size, _size)
-        batches += in_batches(INSERTS, state.inserts.values(), max_batch_size, _size)
+        deletes, inserts = state.deletes.values(), state.inserts.values()
+        batches = in_batches(DELETES, deletes, max_batch_size, _size, largest=DELETE_BYTES)
+        batches += in_batches(INSERTS, inserts, max_batch_size, _size, largest=INSERT_BYTES)
         return batches, S3TransfersState()
 
     def queue_stats(self, state: S3TransfersState) -> QueueStats:

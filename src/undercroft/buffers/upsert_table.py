@@ -17,10 +17,11 @@ ENTRY_OVERHEAD_BYTES = 250
 
 @dataclass(slots=True)
 class Upserts(Generic[EntryT]):
-    """At most one entry per key, and the size of all in bytes."""
+    """At most one entry per key, the bytes of all, and those of the largest there was."""
 
     entries: dict[Hashable, EntryT] = field(default_factory=dict)
     bytes: int = 0
+    largest: int = 0
 
 
 class UpsertTable(Generic[EntryT]):
@@ -63,13 +64,17 @@ class UpsertTable(Generic[EntryT]):
         key = self._key(event)
         older = state.entries.get(key)
         state.entries[key] = event
-        state.bytes += self._size(event) - (0 if older is None else self._size(older))
+        size = self._size(event)
+        state.bytes += size - (0 if older is None else self._size(older))
+        state.largest = max(state.largest, size)
 
     def flush_batches(
         self, state: Upserts[EntryT], max_batch_size: int
     ) -> tuple[list[Batch], Upserts[EntryT]]:
         """All of them, in the order in which their keys came."""
-        return in_batches("upserts", state.entries.values(), max_batch_size, self._size), Upserts()
+        entries = state.entries.values()
+        batches = in_batches("upserts", entries, max_batch_size, self._size, largest=state.largest)
+        return batches, Upserts()
 
     def queue_stats(self, state: Upserts[EntryT]) -> QueueStats:
         """A row per key."""
