@@ -15,7 +15,7 @@ import os
 import signal
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ KEYS = 10_000
 CCACHE = "/ccache/acme/app"
 SAMPLE = 5
 """Answers of each kind that are compared with what was stored."""
+FRONT = "nginx in front"
+BEHIND = "node behind nginx"
+ACCEL = "nginx in front, accel"
 FILES = {"16k": (16 << 10, 200), "1m": (1 << 20, 20)}
 
 # Request scripts of wrk; {seed} makes the keys of a run its own.
@@ -102,8 +105,8 @@ def cases(seed: str, workers: Sequence[int]) -> list[Case]:
     for name, (_, count) in FILES.items():
         node = filled_script(GET_FILE, prefix=CCACHE, name=name, count=count)
         nginx = filled_script(GET_FILE, prefix="", name=name, count=count)
-        figure = f"artifact_{name}_to_nginx"
-        found.append(Case(f"artifact GET {name}", figure, "nginx", {"node": node, "nginx": nginx}))
+        scripts = {"node": node, FRONT: node, ACCEL: node, "nginx": nginx}
+        found.append(Case(f"artifact GET {name}", f"artifact_{name}_to_nginx", "nginx", scripts))
     return found
 
 
@@ -182,11 +185,20 @@ def started(work: Form, folder: Path) -> Iterator[dict[str, Server]]:
         found.append(stack.enter_context(bare()))
         found.append(stack.enter_context(bare("query", folder / "node-1" / "key_values.sqlite")))
         found.append(stack.enter_context(servers.nginx(folder)))
+        redirects = {"HTTP__ACCEL_REDIRECT": servers.ACCEL_REDIRECT}
+        behind = stack.enter_context(servers.node(folder / "behind", settings=redirects, name=BEHIND))
+        found.append(behind)
+        for name, server, data_dir in ((FRONT, found[0], "node-1"), (ACCEL, behind, "behind")):
+            front = servers.front(folder / name.replace(" ", "-"), server, folder / data_dir, name)
+            found.append(stack.enter_context(front))
         yield {server.name: server for server in found}
 
 
-def fill(node: Server, files: Path) -> dict[str, str]:
-    """Key values and files, the same files for nginx; answers digests of a few by path, for `wrk.check`."""
+def fill(nodes: Sequence[Server], files: Path) -> dict[str, str]:
+    """Key values and files, the same for every node, the files for nginx too.
+
+    Answers digests of a few by path, for `wrk.check`.
+    """
     answers = dict(map(key_value, range(1, KEYS + 1)))
     fetched = f"/api/cache/keyvalue/%s?{QUERY}"
     stored = f"/api/cache/keyvalue?{QUERY}"
@@ -198,7 +210,8 @@ def fill(node: Server, files: Path) -> dict[str, str]:
             (files / file).write_bytes(data)
         bodies += [(f"{CCACHE}/{file}", data) for file, data in written.items()]
         found |= {f"{CCACHE}/{file}": data for file, data in list(written.items())[:SAMPLE]}
-    wrk.put_all(node, bodies)
+    for node in nodes:
+        wrk.put_all(node, bodies)
     return {path: hashlib.sha256(body).hexdigest() for path, body in found.items()}
 
 
@@ -218,9 +231,8 @@ def measure(work: Form, connections: int) -> Figures:
     """Every case on its servers in turn, so that a slow moment of the machine hits all of them."""
     figures: Figures = {}
     with workspace() as folder, started(work, folder) as running:
-        node = running["node"]
-        digests = fill(node, folder / "files")
-        wrk.check(node, digests)
+        digests = fill([running["node"], running[BEHIND]], folder / "files")
+        check(running, digests)
         for number in range(int(work.quick), work.rounds + 1):  # round 0 warms up
             for case in cases(f"{number:08x}", work.workers):
                 for name, script in case.scripts.items():
@@ -229,8 +241,14 @@ def measure(work: Form, connections: int) -> Figures:
                     if number:
                         figures.setdefault(case.name, {}).setdefault(name, []).append(figure)
             print(f"http_node: round {number} of {work.rounds} done", flush=True)
-        wrk.check(node, digests)
+        check(running, digests)
     return figures
+
+
+def check(running: Mapping[str, Server], digests: Mapping[str, str]) -> None:
+    """Looks at answers of the node, and at those that go past nginx."""
+    for name in ("node", FRONT, ACCEL):
+        wrk.check(running[name], digests)
 
 
 def save(figures: Figures, work: Form, connections: int) -> None:
@@ -267,7 +285,9 @@ NOTE = (
     "`bare` is a handler on the same HTTP server that only parses the body, or answers a constant; `query` "
     "makes one point query in SQLite for its answer and nothing else. `node` acknowledges after the commit, "
     "`buffered` at once. Keys of PUTs are unique; GETs go to random ones of "
-    f"{KEYS:,} key values, 200 files of 16 KiB and 20 of 1 MiB. The load generator shares the processors. "
+    f"{KEYS:,} key values, 200 files of 16 KiB and 20 of 1 MiB. `nginx in front` passes on to a node what "
+    "it is asked, and with `accel` (`http.accel_redirect`) sends the file that the node names; their "
+    "processor time is that of both. The load generator shares the processors. "
     "The node's threads change places every millisecond, those of the handlers every five."
 )
 

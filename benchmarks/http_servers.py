@@ -1,4 +1,4 @@
-"""Compare the HTTP servers the node could be built on.
+"""Compare the HTTP servers the node could be built on, its own among them.
 
 Run with ``python -m benchmarks.http_servers``.  Every server runs the same raw
 ASGI application in a process of its own on a free loopback port; ``wrk`` loads
@@ -21,12 +21,10 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +33,9 @@ from typing import Any
 import msgspec
 import uvloop
 
+from benchmarks import servers
 from benchmarks.report import results_folder
+from benchmarks.servers import HOST, Server
 
 Message = dict[str, Any]
 Scope = dict[str, Any]
@@ -44,7 +44,6 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Table = dict[str, dict[str, float]]
 
-HOST = "127.0.0.1"
 CHUNK = 256 * 1024
 FILES = {"16k": 16 * 1024, "1m": 1024 * 1024}
 JSON_PUT = {
@@ -76,8 +75,9 @@ CASES = (
     Case("file_1m_chunks", "/1m/chunks"),
     Case("file_1m_pathsend", "/1m/pathsend"),
 )
-SERVERS = ("uvicorn", "granian", "granian-rust-task", "granian-own-process", "nginx")
-DEFAULT = ("uvicorn", "granian", "granian-own-process", "nginx")
+OWN = "undercroft"
+SERVERS = (OWN, "uvicorn", "granian", "granian-rust-task", "granian-own-process", "nginx")
+DEFAULT = (OWN, "uvicorn", "granian", "granian-own-process", "nginx")
 REFERENCE = "uvicorn"
 
 
@@ -194,6 +194,16 @@ async def _until_signal() -> None:
     await stop.wait()
 
 
+async def _serve_own(app: App, port: int) -> None:
+    from undercroft.http.server import HttpServer, bind  # noqa: PLC0415
+
+    server = HttpServer(app, bind(HOST, port))  # type: ignore[arg-type]  # a scope is any mapping there
+    serving = asyncio.create_task(server.run())
+    await _until_signal()
+    await server.stop(1_000)
+    await serving
+
+
 async def _serve_uvicorn(app: App, port: int) -> None:
     import uvicorn  # noqa: PLC0415
 
@@ -268,79 +278,29 @@ def serve(kind: str, port: int, folder: str) -> None:
         return
     app = make_app(folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if kind == "uvicorn":
+        if kind == OWN:
+            runner.run(_serve_own(app, port))
+        elif kind == "uvicorn":
             runner.run(_serve_uvicorn(app, port))
         else:
             runner.run(_serve_granian(app, port, kind == "granian-rust-task"))
 
 
-NGINX_CONF = """\
-worker_processes 1;
-daemon off;
-pid {folder}/nginx.pid;
-error_log stderr error;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off;
-  sendfile on;
-  tcp_nopush on;
-  keepalive_requests 100000000;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  server {{ listen {host}:{port}; root {folder}; }}
-}}
-"""
-
-
 # --- measuring ---------------------------------------------------------------
 
 
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
-
-
-@dataclass(frozen=True)
-class Running:
-    """A started server."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-
-
-def start(kind: str, folder: Path) -> Running:
-    """Start one server and wait until it accepts connections."""
-    port = free_port()
+@contextlib.contextmanager
+def started(kind: str, folder: Path) -> Iterator[Server]:
+    """One server, once it accepts connections."""
+    port = servers.free_port()
     if kind == "nginx":
-        conf = folder / "nginx.conf"
-        conf.write_text(NGINX_CONF.format(folder=folder, host=HOST, port=port))
-        command = ["nginx", "-p", str(folder), "-c", str(conf)]
+        site = servers.FILES.format(host=HOST, port=port, files=folder)
+        command = servers.nginx_command(folder / "nginx", site)
     else:
         serve_args = ["--serve", kind, str(port), str(folder)]
         command = [sys.executable, "-m", "benchmarks.http_servers", *serve_args]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
-            return Running(process, port)
-        time.sleep(0.05)
-    stop(process)
-    raise SystemExit(f"http_servers: {kind} did not start")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server started by :func:`start`."""
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with servers.launched(kind, command, port) as server:
+        yield server
 
 
 def cpu_seconds(pid: int) -> float:
@@ -361,7 +321,7 @@ class Load:
     cpu_us: float
 
 
-def wrk(server: Running, case: Case, folder: Path, connections: int, seconds: float) -> Load:
+def wrk(server: Server, case: Case, folder: Path, connections: int, seconds: float) -> Load:
     """Load one case; any failed request ends the run."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s"]
     if case.body is not None:
@@ -383,26 +343,22 @@ def applies(server: str, case: Case) -> bool:
     """Whether a server can answer a case at all."""
     if server == "nginx":
         return case.nginx
-    return server != "uvicorn" or case.name != "file_1m_pathsend"
+    return server not in (OWN, "uvicorn") or case.name != "file_1m_pathsend"
 
 
 def measure(
-    servers: list[str], cases: Sequence[Case], rounds: int, connections: int, seconds: float
+    kinds: list[str], cases: Sequence[Case], rounds: int, connections: int, seconds: float
 ) -> dict[str, dict[str, list[Load]]]:
     """Every case on every server, servers interleaved within each round."""
     figures: dict[str, dict[str, list[Load]]] = {c.name: {} for c in cases}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        folder.chmod(0o755)  # nginx reads it as another user
         for file, size in FILES.items():
             (folder / file).write_bytes(os.urandom(size))
-        running = {}
-        for server in servers:
-            running[server] = start(server, folder)
-            stack.callback(stop, running[server].process)
+        running = {kind: stack.enter_context(started(kind, folder)) for kind in kinds}
         for number in range(rounds + 1):  # round 0 warms up
             for case in cases:
-                for server in servers:
+                for server in kinds:
                     if not applies(server, case):
                         continue
                     length = seconds if number else 1
@@ -424,16 +380,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _table(title: str, medians: Table, servers: list[str]) -> Table:
+def _table(title: str, medians: Table, kinds: list[str]) -> Table:
     """Print medians and return their ratios to the reference."""
     ratios: Table = {}
-    print(f"{title:<20}" + "".join(f"{s:>22}" for s in servers))
+    print(f"{title:<20}" + "".join(f"{s:>22}" for s in kinds))
     for case, row in medians.items():
-        # uvicorn knows no pathsend: there its single body stands for it
+        # the reference knows no pathsend: there its single body stands for it
         base = row.get(REFERENCE) or medians.get("file_1m_body", {}).get(REFERENCE)
         ratios[case] = {s: round(v / base, 2) for s, v in row.items()} if base else {}
         cells = []
-        for server in servers:
+        for server in kinds:
             ratio = ratios[case].get(server)
             times = "" if ratio is None else f" ({ratio:.2f}x)"
             cells.append(f"{row[server]:,.0f}{times}" if server in row else "-")
@@ -441,7 +397,7 @@ def _table(title: str, medians: Table, servers: list[str]) -> Table:
     return ratios
 
 
-def report(figures: dict[str, dict[str, list[Load]]], servers: list[str]) -> dict[str, Any]:
+def report(figures: dict[str, dict[str, list[Load]]], kinds: list[str]) -> dict[str, Any]:
     """Print the tables and return medians, ratios and the single rounds."""
     result: dict[str, Any] = {}
     for field, title in (("rate", "requests/s"), ("cpu_us", "CPU us/request")):
@@ -453,7 +409,7 @@ def report(figures: dict[str, dict[str, list[Load]]], servers: list[str]) -> dic
             case: {server: statistics.median(runs) for server, runs in row.items()}
             for case, row in rounds.items()
         }
-        ratios = _table(title, medians, servers)
+        ratios = _table(title, medians, kinds)
         result[field] = {"medians": medians, "ratios_to_uvicorn": ratios, "rounds": rounds}
     return result
 
@@ -473,14 +429,14 @@ def main() -> None:
         return
     if shutil.which("wrk") is None:
         raise SystemExit("http_servers: wrk is missing; install the Debian package wrk")
-    servers: list[str] = args.servers
-    if "nginx" in servers and shutil.which("nginx") is None:
+    kinds: list[str] = args.servers
+    if "nginx" in kinds and shutil.which("nginx") is None:
         print("http_servers: nginx is missing and is skipped", file=sys.stderr)
-        servers = [s for s in servers if s != "nginx"]
+        kinds = [kind for kind in kinds if kind != "nginx"]
     cases: Sequence[Case] = CASES
     if args.quick:
-        servers, cases, args.rounds = servers[:2], CASES[::4], 1
-    figures = measure(servers, cases, args.rounds, args.connections, args.seconds)
+        kinds, cases, args.rounds = kinds[:2], CASES[::4], 1
+    figures = measure(kinds, cases, args.rounds, args.connections, args.seconds)
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": versions(),
@@ -491,7 +447,7 @@ def main() -> None:
             "rounds": args.rounds,
             "wrk_threads": 1,
         },
-        **report(figures, servers),
+        **report(figures, kinds),
     }
     output = results_folder(quick=args.quick) / "http_servers.json"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[1]
 TURBOREPO_PEER = ROOT / ".venv/npm-peers/node_modules/turborepo-remote-cache/dist/cli.js"
 TURBOREPO_TOKEN = "benchmark"
 
-# PUT as well as GET: the same requests as the node gets, from a server in C that promises less.
 NGINX_CONF = """\
 user {user} {group};
 worker_processes {workers};
@@ -50,13 +49,42 @@ http {{
   fastcgi_temp_path {state}/fastcgi;
   uwsgi_temp_path {state}/uwsgi;
   scgi_temp_path {state}/scgi;
+  {site}
+}}
+"""
+
+# PUT as well as GET: the same requests as the node gets, from a server in C that promises less.
+FILES = """
   server {{
     listen {host}:{port};
     root {files};
     dav_methods PUT;
     create_full_put_path on;
   }}
-}}
+"""
+
+ACCEL_REDIRECT = "/artifacts-of-undercroft/"
+
+# What deploy/nginx/undercroft.conf says, but for TLS.
+FRONT = """
+  upstream undercroft {{ server {host}:{behind}; keepalive 64; }}
+  server {{
+    listen {host}:{port};
+    location / {{
+      proxy_pass http://undercroft;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_set_header Host $host;
+      proxy_request_buffering off;
+      proxy_buffering off;
+    }}
+    location {redirect} {{
+      internal;
+      alias {artifacts}/;
+      etag off;
+      add_header ETag $upstream_http_etag always;
+    }}
+  }}
 """
 
 
@@ -69,6 +97,13 @@ class Server:
     port: int
     ready_s: float
     """Seconds from the start of the process until it answered."""
+    behind: int | None = None
+    """First process of the server that it passes requests on to."""
+
+    @property
+    def pids(self) -> list[int]:
+        """First processes of all that work for an answer."""
+        return [self.pid] if self.behind is None else [self.pid, self.behind]
 
     @property
     def pid(self) -> int:
@@ -119,20 +154,34 @@ def node(
 @contextlib.contextmanager
 def nginx(folder: Path, *, workers: int = 1) -> Iterator[Server]:
     """nginx, serving and storing below `folder / "files"`."""
-    files, state = folder / "files", folder / "nginx"
-    for path in (folder, files, state):
-        path.mkdir(exist_ok=True)
+    files = folder / "files"
+    files.mkdir(parents=True, exist_ok=True)
     port = free_port()
+    site = FILES.format(host=HOST, port=port, files=files)
+    with launched("nginx", nginx_command(folder / "nginx", site, workers), port) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def front(state: Path, behind: Server, data_dir: Path, name: str) -> Iterator[Server]:
+    """nginx in front of a node, which lets it send what it found where ACCEL_REDIRECT is its setting."""
+    port = free_port()
+    artifacts = data_dir / "artifacts"
+    site = FRONT.format(
+        host=HOST, port=port, behind=behind.port, redirect=ACCEL_REDIRECT, artifacts=artifacts
+    )
+    with launched(name, nginx_command(state, site), port) as server:
+        yield replace(server, behind=behind.pid)
+
+
+def nginx_command(state: Path, site: str, workers: int = 1) -> list[str]:
+    """Writes a configuration with the site, and answers what starts nginx with it. `state` is its own."""
+    state.mkdir(parents=True, exist_ok=True)
     conf = state / "nginx.conf"
     # Its workers would be another user, who may not enter our directories.
     user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
-    conf.write_text(
-        NGINX_CONF.format(
-            user=user, group=group, files=files, state=state, host=HOST, port=port, workers=workers
-        )
-    )
-    with launched("nginx", ["nginx", "-p", str(state), "-c", str(conf)], port) as server:
-        yield server
+    conf.write_text(NGINX_CONF.format(user=user, group=group, state=state, site=site, workers=workers))
+    return ["nginx", "-p", str(state), "-c", str(conf)]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def load(server: Server, script: str, folder: Path, *, connections: int, seconds
     """Runs wrk to its end. A single failed request ends the benchmark: it would be a fast one."""
     path = folder / "request.lua"
     path.write_text(script)
-    usage = Usage.since_now(server.pid)
+    usages = [Usage.since_now(pid) for pid in server.pids]
     command = [
         "wrk",
         "-t1",
@@ -35,7 +35,7 @@ def load(server: Server, script: str, folder: Path, *, connections: int, seconds
         server.url,
     ]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    used = usage.seconds()
+    used = sum(usage.seconds() for usage in usages)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     count = re.search(r"(\d+) requests in", output)
     if not (rate and count) or "Non-2xx" in output or "Socket errors" in output:
