@@ -16,6 +16,7 @@ from undercroft.http.limits import BODY_BYTES, SLICE_BYTES, Limits
 from undercroft.http.server import HttpServer, bind
 
 PATIENCE_S = 20
+LARGE = 1 << 20
 
 Scope = dict[str, Any]
 
@@ -208,6 +209,61 @@ async def test_a_body_of_tiny_chunks_is_kept_within_its_bound() -> None:
         go.set()
         assert await peer.answer() == b"PUT / " + b"x" * count + b" 1"
         await sending
+
+
+async def test_answers_nobody_reads_hold_up_what_was_asked_after_them() -> None:
+    asked = 0
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal asked
+        asked += 1
+        headers = [(b"content-length", b"%d" % LARGE)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+    count = 100
+    async with serving(application) as rig, rig.peer() as peer:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket it can be
+        await peer.send(GET * count)
+        await until(lambda: rig.server.busy)
+        for _ in range(1_000):
+            await asyncio.sleep(0)
+        # What the two kernel buffers take, and one more.
+        assert asked < 20
+        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(count):
+            assert await peer.answer() == bytes(LARGE)
+
+
+async def test_others_get_their_turn_between_two_requests_of_one_read() -> None:
+    turns = 0
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(turns)
+        await echo(scope, receive, send)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    seen: list[int] = []
+    async with serving(application) as rig, rig.peer() as peer:
+        other = asyncio.create_task(others())
+        await peer.send(GET * 50)
+        for _ in range(50):
+            await peer.answer()
+        other.cancel()
+        assert len(set(seen)) == 50
+
+
+async def test_a_stop_does_not_wait_for_a_client_that_does_not_hang_up() -> None:
+    async with serving(echo, linger_s=0.05) as rig, rig.peer() as peer:
+        await peer.send(b"no request\r\n\r\n")
+        assert (await peer.head())[0] == 400
+        async with asyncio.timeout(PATIENCE_S):
+            await rig.server.stop(grace_ms=PATIENCE_S * 10_000)
 
 
 async def test_a_header_of_the_answer_cannot_become_two() -> None:

@@ -9,7 +9,6 @@ from typing import Protocol, cast
 
 import httptools
 import msgspec
-import structlog
 
 from undercroft.http.exchange import STATUS_LINES, Application, Exchange, Headers
 from undercroft.http.limits import (
@@ -21,8 +20,6 @@ from undercroft.http.limits import (
     Limits,
 )
 from undercroft.http.parsing import RefusedRequestError, refusal_of, scope_of, without_upgrade
-
-log = structlog.get_logger(__name__)
 
 NOTHING = memoryview(b"")
 
@@ -256,6 +253,8 @@ class HttpConnection(asyncio.Protocol):
                 self._owner.busy.add(self)
                 self._go_on()
                 await self._owner.application(exchange.scope, exchange.receive, exchange.send)
+                if self._queue:
+                    await self._give_way()
                 self._current = None
                 self._owner.busy.discard(self)
                 self.waits_since = self._loop.time()
@@ -270,6 +269,11 @@ class HttpConnection(asyncio.Protocol):
             self._current = None
             self._owner.busy.discard(self)
             self._finish()
+
+    async def _give_way(self) -> None:
+        """Between two requests that came at once: others get their turn, and the client reads its answers."""
+        await asyncio.sleep(0)
+        await self.drained()
 
     async def _wait_for_next(self) -> bool:
         while not self._queue:

@@ -89,14 +89,15 @@ class HttpServer:
             self._bound.close()
             return
         self._server.close()
-        if self._sweep is not None:
-            self._sweep.cancel()
         for connection in tuple(self._connections):
             connection.stop()
         if not await self._emptied_within(grace_ms / 1_000):
             for connection in tuple(self._connections):
                 connection.cancel()
             await self._emptied_within(1)
+        # Until now it has ended those that wait for a client to hang up.
+        if self._sweep is not None:
+            self._sweep.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _emptied_within(self, seconds: float) -> bool:
