@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.support.node_process import NodeProcess, node_process
 from tests.support.small_volume import small_volume
 from tests.system.client import TENANT, Answer, Client, eventually
 from tests.system.data_dir import files_under, stored_artifacts, stored_values
+from undercroft.cli.parent import EXIT_UNUSABLE
 from undercroft.processes.worker_application import owner_of
 
 WORKERS = 4
@@ -93,6 +95,24 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(node: NodeProce
         with Client(node.url) as client:
             assert client.get_value(key) == value
     assert node.stop() == 0
+
+
+def test_a_worker_that_cannot_start_for_a_while_does_not_end_the_others(tmp_path: Path) -> None:
+    with (
+        small_volume("tmpfs", tmp_path, 64, inodes=300) as volume,
+        node_process(volume / "data", arguments=("--workers", "2")) as node,
+    ):
+        ballast = volume / "ballast"
+        ballast.mkdir()
+        with suppress(OSError):
+            for number in itertools.count():
+                (ballast / str(number)).touch()
+        os.kill(pids(node)[0], signal.SIGKILL)
+        node.wait_for("worker_died")
+        assert node.wait_for("worker_died")["exit_status"] == EXIT_UNUSABLE
+        shutil.rmtree(ballast)
+        node.wait_for("worker_serves")
+        assert node.stop() == 0
 
 
 def test_another_worker_takes_over_the_background_work(node: NodeProcess) -> None:

@@ -259,8 +259,8 @@ class Parent:
                 self._exit_status = self._exit_status or EXIT_CRASHED
                 log.error("worker_failed", worker=worker.number, pid=process_id, exit_status=status)
             return
-        if status == EXIT_UNUSABLE or not self._listening or worker.false_starts >= MOST_FALSE_STARTS:
-            # What is wrong is wrong for all of them.
+        if not self._listening or worker.false_starts >= MOST_FALSE_STARTS:
+            # What is wrong at the start is wrong for all of them. Later it may pass, like a full disk.
             self._exit_status = EXIT_UNUSABLE if status == EXIT_UNUSABLE else EXIT_CRASHED
             log.error("worker_cannot_start", worker=worker.number, pid=process_id, exit_status=status)
             self._stop(time.monotonic())
