@@ -605,6 +605,23 @@ async def test_cancelled_upload_waits_for_its_thread_and_leaves_nothing(
     assert await rig.store(b"12345") is Stored.CREATED
 
 
+async def test_cancelled_replacement_stays_because_the_old_bytes_are_gone(
+    rig: ArtifactRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.store(b"old")
+    gate = Gate(monkeypatch, rig.disk, "publish_over", after=True)
+    storing = asyncio.create_task(rig.store(b"new one", replace=True))
+    await gate.arrived()
+    storing.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await storing
+    assert await rig.content() == b"new one"
+    assert rig.accounts == (7, 0)
+    await rig.artifacts.flush()
+    assert rig.rows() == {KEY: (7, sha256(b"new one"))}
+
+
 # --- life --------------------------------------------------------------------------------------------
 
 

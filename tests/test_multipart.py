@@ -515,7 +515,7 @@ async def test_a_stop_while_it_is_completed_leaves_nothing(
         began.set()
         await never.wait()
 
-    monkeypatch.setattr(rig.rig.artifacts, "grow", grow)
+    monkeypatch.setattr(rig.rig.artifacts.intake, "grow", grow)
     asking = asyncio.ensure_future(rig.complete(upload, 1, 2))
     await began.wait()
     await rig.uploads.stop()
@@ -607,7 +607,7 @@ async def test_bytes_of_one_owner_are_counted_and_nothing_is_evicted_for_what_is
     async def evict(_size: int) -> bool:
         raise AssertionError("asked for an eviction")
 
-    monkeypatch.setattr(rig.rig.artifacts, "make_room", evict)
+    monkeypatch.setattr(rig.rig.artifacts.intake, "make_room", evict)
     first, second = rig.start(), rig.start()
     await rig.put(first, 1, b"x" * BIG)
     with pytest.raises(CapacityError, match=r"parts of acc/proj hold .* and 1000000 are the most"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 import structlog
 
@@ -11,12 +11,12 @@ from undercroft.buffers import Ticket
 from undercroft.buffers.cache_artifacts import ArtifactAccess
 from undercroft.clock import now_us
 from undercroft.database import Database
-from undercroft.errors import CapacityError
 from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, Reservation
 from undercroft.storage.disk import Disk
 from undercroft.storage.disk_threads import DiskThreads
 from undercroft.storage.healing import Healing
+from undercroft.storage.intake import Intake
 from undercroft.storage.key_locks import KeyLocks
 from undercroft.storage.label import Label, label_of
 from undercroft.storage.open_artifact import OpenArtifact
@@ -28,7 +28,6 @@ from undercroft.storage.upload import (
     Origin,
     Stored,
     Upload,
-    no_eviction,
     nobody,
     told_of_no_room,
 )
@@ -63,8 +62,6 @@ class CacheArtifacts:
         self._rows = ArtifactRows(database, buffer, transfers, ack)
         self._disk = disk
         self._capacity = capacity
-        self.make_room: Callable[[int], Awaitable[bool]] = no_eviction
-        """Asked for so many bytes when there is no room; answers whether to try again. Eviction sets it."""
         self.on_stored: Callable[[str], None] = nobody
         """Told the key of each artifact that was stored."""
         self.is_doomed: Callable[[str], bool] = lambda _key: False
@@ -72,6 +69,7 @@ class CacheArtifacts:
         self.was_cleaned: Callable[[str, int], bool] = lambda _key, _stored_at: False
         """Whether what was stored under a key at that time was to go by a request since. Cleaning sets it."""
         self.threads = DiskThreads()
+        self.intake = Intake(self.threads)
         self._verified = VerifiedFiles[ArtifactAccess]()
         self._healing = Healing(disk, self._verified)
         self._proofs = Proofs(self.threads, self._verified, self.quarantine)
@@ -122,16 +120,17 @@ class CacheArtifacts:
         """
         async with self.alone(key):
             row = self.find(key)
-            inode = None
-            if unless_used_after is not None:
-                if row is None or row.accessed_at > unless_used_after:
-                    return None
+            if unless_used_after is None:
+                freed = await self.threads.run(self._disk.delete, key)
+            elif row is None or row.accessed_at > unless_used_after:
+                return None
+            else:
                 file = await self.threads.run(self._disk.look, key)
                 if file is not None and (label := file.fitting_label) and not agrees(row, label):
                     self.take_at_its_word(key, file)
                     return None
-                inode = file.inode if file is not None else None
-            freed = await self.threads.run(self._disk.delete, key, inode)
+                # Never just the name: another process may give it to a new file from one moment to the next.
+                freed = await self.threads.run(self._disk.delete_file, key, file.inode) if file else 0
             if row is not None:
                 await self.forget(row)
         return freed or 0
@@ -139,9 +138,10 @@ class CacheArtifacts:
     async def delete(self, key: str) -> None:
         """Deletes the artifact, in the object store, too, which may take place later. Idempotent."""
         # Before the file: from here on nobody fetches it from there again.
-        ticket = await self._rows.queue_delete(key)
+        await self._rows.queue_delete(key)
         await self.evict(key)
-        await self._rows.deleted(ticket)
+        # And after it, as that one leaves the object alone if its turn came while the file was there.
+        await self._rows.deleted(await self._rows.queue_delete(key))
 
     async def forget(self, row: ArtifactAccess) -> None:
         """Deletes the row of a file that is gone. The caller is `alone` with the key."""
@@ -287,36 +287,13 @@ class CacheArtifacts:
         with Reservation(self._capacity) as room:
             try:
                 with told_of_no_room(upload):
-                    await self.grow(room, size or 0)
-                    await self.receive(arrival, chunks, room)
+                    await self.intake.grow(room, size or 0)
+                    await self.intake.receive(arrival, chunks, room)
                     return await self.publish(arrival, room)
             finally:
                 if upload.on_disk:
                     # To free a large file takes its time.
                     await self.threads.run(upload.discard)
-
-    async def grow(self, room: Reservation, size: int) -> None:
-        """Holds so many bytes more, after an eviction if need be."""
-        while True:
-            try:
-                room.grow(size)
-            except CapacityError:
-                # Others may take what was freed, so this may have to ask more than once.
-                if not await self.make_room(size):
-                    raise
-            else:
-                return
-
-    async def receive(self, arrival: Arrival, chunks: AsyncIterator[bytes], room: Reservation) -> None:
-        """Takes the bytes in, each after there is room for it; some may wait in memory."""
-        upload = arrival.upload
-        async for chunk in chunks:
-            spool_is_full = upload.add(chunk)
-            if upload.size > room.size:
-                await self.grow(room, upload.size - room.size)
-            if spool_is_full:
-                room.wrote(await self.threads.run(upload.write_out))
-                arrival.on_written()
 
     async def wait_for_room(self) -> None:
         """Returns when an artifact's rows would be accepted; raises like `SQLiteBuffer.wait_for_room`."""
@@ -341,9 +318,7 @@ class CacheArtifacts:
                     await self.threads.run(upload.publish_over, key)
                 tickets = self._record(row, upload=not arrival.from_object_store)
             except BaseException:
-                # Not even the file of a request that was cancelled stays: its client was told nothing.
-                if upload.published is not None:
-                    await self.threads.run(self._disk.delete, key, upload.published.inode)
+                await self._take_back(arrival, old, room)
                 raise
             finally:
                 self._replacing.pop(key, None)
@@ -352,6 +327,21 @@ class CacheArtifacts:
                 self._verified.add(upload.published, row)
             room.published(row.size_bytes, replaced=old.size_bytes if old else 0)
         return Taken(Stored.REPLACED if old else Stored.CREATED, *tickets)
+
+    async def _take_back(self, arrival: Arrival, old: ArtifactAccess | None, room: Reservation) -> None:
+        """Not even the file of a request that was cancelled stays: its client was told nothing.
+
+        But for one that has taken the place of an artifact: that was acknowledged, and has no file any more.
+        """
+        key, published = arrival.key, arrival.upload.published
+        if published is None:
+            return
+        coming, row = self._replacing.get(key, (None, None))
+        if old is None or row is None or coming != published.inode:
+            await self.threads.run(self._disk.delete_file, key, published.inode)
+            return
+        self._record(row, upload=not arrival.from_object_store)
+        room.published(row.size_bytes, replaced=old.size_bytes)
 
     async def _stays(self, key: str, old: ArtifactAccess | None, arrival: Arrival) -> bool:
         """Whether the file that has the name keeps it: whole, and not passed by by a request to clean."""

@@ -42,7 +42,7 @@ class BackgroundWork:
             target_percent=settings.disk.target_percent,
             interval_ms=settings.disk.eviction_interval_ms,
         )
-        parts.artifacts.make_room = self.disk_eviction.make_room
+        parts.artifacts.intake.make_room = self.disk_eviction.make_room
         for database in self._databases:
             database.on_full = self.disk_eviction.make_room_for_rows
         self._key_value_eviction = KeyValueEviction(

@@ -258,6 +258,8 @@ class Hydration:
     async def _resumed(self, object_: RemoteObject) -> RemoteBody:
         body = await self._get(self.received)
         if body is None or body.object != object_:
+            if body is not None:
+                body.close()
             raise ObjectStoreError(f"{self.key} changed in the object store while it was fetched")
         return body
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 import pytest
 
@@ -47,6 +48,14 @@ def access(size: int, at: int) -> ArtifactAccess:
     return ArtifactAccess("k", size, at)
 
 
+def stored_at(at: int) -> ArtifactAccess:
+    return msgspec.structs.replace(store(1, at, DIGEST), stored_at=at)
+
+
+def gone(at: int) -> ArtifactDelete:
+    return ArtifactDelete("k", at)
+
+
 GONE = ArtifactDelete("k")
 
 
@@ -80,6 +89,13 @@ async def flushed(rig: Rig, *events: ArtifactEvent) -> dict[str, Any] | None:
         ([store(1, 10, DIGEST), store(2, 20)], [store(2, 20, DIGEST)], []),
         ([store(1, 10, DIGEST), access(2, 20)], [store(1, 20, DIGEST)], []),
         ([store(1, 10, DIGEST), GONE, store(2, 20)], [store(2, 20)], []),
+        # What was stored goes with what it replaces in the table: it is written, then deleted.
+        ([stored_at(5), gone(5)], [stored_at(5)], [gone(5)]),
+        ([stored_at(5), gone(5), gone(5)], [stored_at(5)], [gone(5)]),
+        ([stored_at(5), gone(5), GONE], [], [GONE]),
+        ([stored_at(5), gone(5), stored_at(6)], [stored_at(6)], []),
+        ([stored_at(5), gone(4)], [stored_at(5)], []),  # an older one, which that replaces
+        ([access(1, 10), gone(4)], [], [gone(4)]),
     ],
 )
 def test_events_of_one_key_merge(
@@ -262,3 +278,41 @@ async def test_a_digest_of_the_wrong_length_is_refused_alone(rig: Rig, digest: s
     rig.enqueue("good")
     await flushed(rig, store(1, 1, digest))
     assert rig.rows() == {"good": 1}
+
+
+async def test_a_delete_takes_the_row_along_that_a_pending_store_was_to_replace(rig: Rig) -> None:
+    await flushed(rig, stored_at(4))
+    rig.buffer.enqueue_nowait(stored_at(5))
+    rig.buffer.enqueue_nowait(gone(5))
+    assert rig.buffer.pending("k") == gone(5)
+    assert await flushed(rig) is None
+    assert rig.buffer.queue_stats() == (0, 0)
+
+
+async def test_a_batch_of_several_kinds_is_committed_as_a_whole(rig: Rig) -> None:
+    def write(connection: apsw.Connection) -> None:
+        connection.execute(
+            "CREATE TEMP TRIGGER bad BEFORE UPDATE ON cache_artifacts BEGIN SELECT raise(ABORT, 'no'); END"
+        )
+        batch = [stored_at(5), msgspec.structs.replace(access(1, 9), key="other")]
+        with pytest.raises(apsw.ConstraintError):
+            TABLE.write_batch(connection, ACCESSES, batch)
+        connection.execute("DROP TRIGGER bad")
+
+    await flushed(rig, msgspec.structs.replace(store(1, 1), key="other"))
+    await rig.database.write(write)
+    assert row(rig) is None
+
+
+async def test_what_is_found_keeps_who_wrote_the_same_bytes(rig: Rig) -> None:
+    def who() -> Any:
+        return rig.database.find("SELECT written_by, tool, user_agent FROM cache_artifacts WHERE key = 'k'")
+
+    written = msgspec.structs.replace(stored_at(3), written_by="ci", tool="module", user_agent="agent")
+    same = msgspec.structs.replace(FOUND, instead_of=3, stored_at=6)
+    await flushed(rig, written, same)
+    assert who() == ("ci", "module", "agent")
+    await flushed(rig, msgspec.structs.replace(same, instead_of=6, stored_at=7))
+    assert who() == ("ci", "module", "agent")
+    await flushed(rig, msgspec.structs.replace(same, instead_of=7, stored_at=8, content_sha256=OTHER_DIGEST))
+    assert who() == (None, None, None)

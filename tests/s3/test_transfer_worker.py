@@ -1,6 +1,8 @@
 """The worker that moves artifacts to and from the object store, against one in memory and a real one."""
 
 import asyncio
+import errno
+import gc
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -163,6 +165,23 @@ async def test_upload(rig: WorkerRig, store: MemoryStore) -> None:
     assert store.objects[KEY].data == b"content"
     assert store.objects[KEY].described.content_sha256 == sha256(b"content")
     assert await rig.transfer_rows() == []
+
+
+async def test_upload_of_a_file_whose_label_cannot_be_read(
+    rig: WorkerRig, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried again, without a descriptor left open: `rig` looks for those."""
+
+    def unreadable(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    monkeypatch.setattr(moves, "label_of", unreadable)
+    await rig.store(b"content")
+    rig.start()
+    assert await rig.ended(2) == [("upload", "retried", 0)] * 2
+    monkeypatch.undo()
+    assert (await rig.ended(3))[2] == ("upload", "moved", 7)
+    gc.collect()
 
 
 async def test_what_is_there_is_not_uploaded_again(rig: WorkerRig, store: MemoryStore) -> None:
@@ -440,6 +459,26 @@ async def test_body_that_breaks_off_leaves_nothing(
     rig.transfers.committed_news.set()
     assert (await rig.ended(2))[1] == ("download", "moved", 700_000)
     assert await rig.content() == content
+
+
+async def test_body_that_was_replaced_while_it_came_is_closed(
+    rig: WorkerRig, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.keep(KEY, b"content" * 100_000)
+    store.breaks_at = 300_000
+    really_get = store.get
+
+    async def get(key: str, start: int = 0) -> Any:
+        if start:
+            store.heal()
+            store.keep(KEY, b"another" * 100_000)
+        return await really_get(key, start)
+
+    monkeypatch.setattr(store, "get", get)
+    await rig.transfers.enqueue_download(KEY)
+    rig.start(retry_base_delay_ms=60_000, retry_max_delay_ms=60_000)
+    assert await rig.ended(1) == [("download", "retried", 0)]
+    assert [body.closed for body in store.bodies] == [True, True]
 
 
 async def test_download_without_room_is_tried_again(rig: WorkerRig, store: MemoryStore) -> None:

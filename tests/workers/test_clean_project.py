@@ -304,9 +304,9 @@ async def test_a_file_that_cannot_be_deleted_keeps_no_other(
 ) -> None:
     for key in (NEW, OLD):
         await rig.store(b"old", key=key)
-    really_delete = rig.disk.delete
+    really_delete = rig.disk.delete_file
 
-    def delete(key: str, inode: int | None = None) -> int | None:
+    def delete(key: str, inode: int) -> int | None:
         if key == NEW:
             raise OSError(errno.EIO, "bad disk")
         return really_delete(key, inode)
@@ -314,7 +314,7 @@ async def test_a_file_that_cannot_be_deleted_keeps_no_other(
     cleaner = rig.cleaner()
     await cleaner.request(*PROJECT)
     with monkeypatch.context() as patched:
-        patched.setattr(rig.disk, "delete", delete)
+        patched.setattr(rig.disk, "delete_file", delete)
         await cleaner.work()
     job = cleaner.newest_job(*PROJECT)
     assert job is not None

@@ -54,7 +54,7 @@ async def rig(open_rig: OpenRig) -> ArtifactRig:
 def eviction_of(rig: ArtifactRig, **settings: Any) -> DiskEviction:
     usual = {"high_percent": 90.0, "target_percent": 50.0, "interval_ms": AGES_MS, "patience_ms": 20}
     eviction = DiskEviction(rig.artifacts, rig.database, rig.capacity, rig.telemetry, **usual | settings)
-    rig.artifacts.make_room = eviction.make_room
+    rig.artifacts.intake.make_room = eviction.make_room
     return eviction
 
 
@@ -73,7 +73,7 @@ async def working(eviction: DiskEviction) -> AsyncIterator[None]:
 
 def asking(rig: ArtifactRig, size: int) -> "asyncio.Task[bool]":
     async def ask() -> bool:
-        return await rig.artifacts.make_room(size)
+        return await rig.artifacts.intake.make_room(size)
 
     return asyncio.create_task(ask())
 
@@ -452,7 +452,7 @@ async def test_an_upload_is_answered_before_the_target_is_reached(
     eviction = eviction_of(rig, target_percent=10.0)
     async with working(eviction):
         await fill(rig, 10)
-        assert await rig.artifacts.make_room(2 * SIZE)
+        assert await rig.artifacts.intake.make_room(2 * SIZE)
         assert rig.telemetry.count(events.DISK_EVICTED) < 9
         await rig.telemetry.wait_for(events.DISK_EVICTED, 9)
 
@@ -511,7 +511,7 @@ async def test_nothing_to_evict_is_no_room_now(rig: ArtifactRig) -> None:
         async with asyncio.timeout(10):
             with pytest.raises(CapacityError):
                 await rig.store(bytes(SIZE), declared=SIZE)
-            assert not await rig.artifacts.make_room(1)
+            assert not await rig.artifacts.intake.make_room(1)
         assert await standing.finish() is Stored.CREATED
         # And now it can go.
         assert await rig.store(bytes(SIZE), declared=SIZE) is Stored.CREATED
@@ -558,7 +558,7 @@ async def test_patience_begins_anew_with_all_that_goes(
         await asyncio.sleep(0)
         monkeypatch.setattr(disk_eviction, "time", clock)
         monkeypatch.setattr(DiskEviction, "_sweep", sweep)
-        assert await rig.artifacts.make_room(10 * SIZE)
+        assert await rig.artifacts.intake.make_room(10 * SIZE)
     assert left(rig) == []
 
 
@@ -587,7 +587,7 @@ async def test_the_small_do_not_overtake_the_large(rig: ArtifactRig) -> None:
     order: list[int] = []
 
     async def reserve(size: int) -> None:
-        assert await rig.artifacts.make_room(size)
+        assert await rig.artifacts.intake.make_room(size)
         rig.capacity.reserve(size)
         order.append(size)
 
@@ -599,7 +599,7 @@ async def test_the_small_do_not_overtake_the_large(rig: ArtifactRig) -> None:
 async def test_whoever_fits_is_not_refused_for_one_who_does_not(rig: ArtifactRig) -> None:
     async with working(eviction_of(rig)):
         standing = await Standing(rig, 9 * SIZE).begun()
-        answers = await asyncio.gather(*map(rig.artifacts.make_room, (5 * SIZE, 50, 40)))
+        answers = await asyncio.gather(*map(rig.artifacts.intake.make_room, (5 * SIZE, 50, 40)))
         assert answers == [False, True, True]
         await standing.finish()
 
@@ -685,13 +685,13 @@ async def test_one_cancelled_between_the_promise_and_its_turn(rig: ArtifactRig) 
 
 async def test_without_the_worker_there_is_no_room_and_nobody_waits(rig: ArtifactRig) -> None:
     eviction = eviction_of(rig, patience_ms=20_000)
-    assert not await rig.artifacts.make_room(1)
+    assert not await rig.artifacts.intake.make_room(1)
     async with working(eviction):
         await Standing(rig, 10 * SIZE).begun()
         waiting = [asking(rig, SIZE) for _ in range(3)]
         await asyncio.sleep(0)
     assert await asyncio.gather(*waiting) == [False] * 3
-    assert not await rig.artifacts.make_room(1)
+    assert not await rig.artifacts.intake.make_room(1)
 
 
 async def test_a_crash_of_the_worker_answers_all(rig: ArtifactRig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -703,10 +703,10 @@ async def test_a_crash_of_the_worker_answers_all(rig: ArtifactRig, monkeypatch: 
     worker = asyncio.create_task(eviction.run())
     await asyncio.sleep(0)
     monkeypatch.setattr(DiskEviction, "_choose", crash)
-    assert not await rig.artifacts.make_room(SIZE)
+    assert not await rig.artifacts.intake.make_room(SIZE)
     with pytest.raises(RuntimeError, match="a fault"):
         await worker
-    assert not await rig.artifacts.make_room(SIZE)
+    assert not await rig.artifacts.intake.make_room(SIZE)
 
 
 async def test_it_ends_when_the_node_closes_its_parts(open_rig: OpenRig) -> None:
@@ -727,12 +727,12 @@ async def test_a_database_that_takes_no_commit(open_rig: OpenRig, monkeypatch: p
     await fill(rig, 10)
     with lock_of_another_connection(rig.database.path):
         async with working(eviction_of(rig)), asyncio.timeout(20):
-            assert await rig.artifacts.make_room(SIZE)
+            assert await rig.artifacts.intake.make_room(SIZE)
             assert left(rig) == [5, 6, 7, 8, 9]
             # What went is chosen again, for its row is still there, and is not counted again.
-            assert await rig.artifacts.make_room(8 * SIZE)
+            assert await rig.artifacts.intake.make_room(8 * SIZE)
             assert left(rig) == [8, 9]
-            assert not await rig.artifacts.make_room(11 * SIZE)
+            assert not await rig.artifacts.intake.make_room(11 * SIZE)
             assert rig.telemetry.count(events.DISK_EVICTED) == 10
     assert await rows_left(rig) == []
 
@@ -750,11 +750,11 @@ async def test_a_database_that_cannot_be_read(rig: ArtifactRig, monkeypatch: pyt
         monkeypatch.setattr(rig.database, "read", read)
         with capture_logs() as logs:
             for _ in range(3):
-                assert not await rig.artifacts.make_room(SIZE)
+                assert not await rig.artifacts.intake.make_room(SIZE)
             monkeypatch.setattr(rig.database, "read", really_read)
-            while not await rig.artifacts.make_room(SIZE):
+            while not await rig.artifacts.intake.make_room(SIZE):
                 pass
-            assert await rig.artifacts.make_room(2 * SIZE)
+            assert await rig.artifacts.intake.make_room(2 * SIZE)
     assert eviction.failures >= 3
     names = [line["event"] for line in logs]
     assert names.count("disk_eviction_failed") == names.count("disk_eviction_recovered") == 1
@@ -786,14 +786,14 @@ async def test_after_a_failure_there_is_a_pause_however_many_ask(
 
 
 def cannot_delete(rig: ArtifactRig, monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
-    really_delete = rig.disk.delete
+    really_delete = rig.disk.delete_file
 
-    def delete(key: str, inode: int | None = None) -> int | None:
+    def delete(key: str, inode: int) -> int | None:
         if int(key.rsplit("/", 1)[1]) in numbers:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return really_delete(key, inode)
 
-    monkeypatch.setattr(rig.disk, "delete", delete)
+    monkeypatch.setattr(rig.disk, "delete_file", delete)
 
 
 async def test_one_file_that_cannot_be_deleted_stops_nobody(

@@ -91,9 +91,10 @@ class Bufferable(Protocol[StateT, EventT]):
         ...
 
     def write_batch(self, connection: apsw.Connection, operation: str, entries: Sequence[Any]) -> None:
-        """Writes the entries with ONE statement, inside the caller's transaction, in the writer's thread.
+        """Writes the entries with ONE statement, in the writer's thread, or with few in one transaction.
 
-        Idempotent: a spilled batch may be written again. Raises what SQLite raises.
+        The caller may have begun one; a batch that comes alone has none. Idempotent: a spilled batch may be
+        written again. Raises what SQLite raises.
         """
         ...
 

@@ -1,6 +1,7 @@
 """The buffer of what is known about artifacts."""
 
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -9,6 +10,7 @@ import msgspec
 
 from undercroft.buffers.bufferable import Batch, QueueStats, as_json, in_batches, utf8_size
 from undercroft.clock import now_us
+from undercroft.database import transaction
 
 ACCESSES = "cas_accesses"
 DELETES = "cas_deletes"
@@ -54,7 +56,7 @@ ArtifactEvent: TypeAlias = ArtifactAccess | ArtifactDelete
 
 @dataclass(slots=True)
 class CacheArtifactsState:
-    """A key is in at most one of the two."""
+    """A key is in one of the two, or in both: then what was stored goes again, with what it replaces."""
 
     accesses: dict[str, ArtifactAccess] = field(default_factory=dict)
     deletes: dict[str, ArtifactDelete] = field(default_factory=dict)
@@ -78,16 +80,31 @@ class CacheArtifactsBuffer:
 
     def handle_event(self, state: CacheArtifactsState, event: ArtifactEvent) -> None:
         """The last event of a key wins; an access keeps what a pending store said."""
-        if event.key not in state.accesses and event.key not in state.deletes:
-            size = _size(event)
+        if isinstance(event, ArtifactDelete):
+            self._delete(state, event)
+            return
+        size, older = _size(event), state.accesses.get(event.key)
+        if older is None:
             state.bytes += size
             state.largest = max(state.largest, size)
-        if isinstance(event, ArtifactDelete):
-            state.accesses.pop(event.key, None)
-            state.deletes[event.key] = event
-        else:
-            state.deletes.pop(event.key, None)
-            state.accesses[event.key] = _merged(state.accesses.get(event.key), event)
+        if state.deletes.pop(event.key, None) is not None:
+            state.bytes -= size
+            older = None
+        state.accesses[event.key] = _merged(older, event)
+
+    def _delete(self, state: CacheArtifactsState, event: ArtifactDelete) -> None:
+        size, access = _size(event), state.accesses.get(event.key)
+        if access is not None and access.stored and event.stored_at is not None:
+            if access.stored_at != event.stored_at:
+                return  # what it is about goes when that is written
+            # That is written first: it takes the place of an older row, which would stay otherwise.
+        elif access is not None:
+            del state.accesses[event.key]
+            state.bytes -= size
+        if event.key not in state.deletes:
+            state.bytes += size
+            state.largest = max(state.largest, size)
+        state.deletes[event.key] = event
 
     def flush_batches(
         self, state: CacheArtifactsState, max_batch_size: int
@@ -99,7 +116,7 @@ class CacheArtifactsBuffer:
         return batches, CacheArtifactsState()
 
     def queue_stats(self, state: CacheArtifactsState) -> QueueStats:
-        """One row per key."""
+        """One row per key, but for one that is stored and deleted."""
         return QueueStats(len(state.accesses) + len(state.deletes), state.bytes)
 
     def queue_empty(self, state: CacheArtifactsState) -> bool:
@@ -108,10 +125,11 @@ class CacheArtifactsBuffer:
 
     def pending(self, state: CacheArtifactsState, key: Any) -> ArtifactEvent | None:
         """The pending store or delete. An access that stored nothing says nothing new of the row."""
+        delete = state.deletes.get(key)
+        if delete is not None:
+            return delete
         access = state.accesses.get(key)
-        if access is not None and access.stored:
-            return access
-        return state.deletes.get(key)
+        return access if access is not None and access.stored else None
 
     def row_key(self, event: ArtifactEvent) -> Hashable:
         """The key."""
@@ -134,12 +152,13 @@ class CacheArtifactsBuffer:
         stores = [entry for entry in entries if entry.stored and entry.instead_of is None]
         found = [entry for entry in entries if entry.stored and entry.instead_of is not None]
         uses = [entry for entry in entries if not entry.stored]
-        if stores or not (found or uses):
-            connection.execute(UPSERT, {"entries": as_json(stores), "now": now})
-        if found:
-            connection.execute(PUT_IN_PLACE, {"entries": as_json(found), "now": now})
-        if uses:
-            connection.execute(USE, {"entries": as_json(uses), "now": now})
+        kinds = ((UPSERT, stores), (PUT_IN_PLACE, found), (USE, uses))
+        work = [(sql, as_json(some)) for sql, some in kinds if some] or [(UPSERT, "[]")]
+        # A lone statement is a transaction by itself. Of several none may be committed without the others.
+        alone = len(work) == 1 or connection.in_transaction
+        with nullcontext() if alone else transaction(connection):
+            for sql, some in work:
+                connection.execute(sql, {"entries": some, "now": now})
 
 
 def _size(event: ArtifactEvent) -> int:
@@ -158,6 +177,9 @@ def _merged(older: ArtifactAccess | None, newer: ArtifactAccess) -> ArtifactAcce
     if older.stored and newer.instead_of is not None:
         # The row it was to replace is not written yet: what that was to replace, it replaces.
         newer = msgspec.structs.replace(newer, instead_of=older.instead_of)
+        if older.content_sha256 == newer.content_sha256:
+            written_by, tool, agent = older.written_by, older.tool, older.user_agent
+            newer = msgspec.structs.replace(newer, written_by=written_by, tool=tool, user_agent=agent)
     if older.content_sha256 is not None and newer.content_sha256 is None:
         return msgspec.structs.replace(newer, content_sha256=older.content_sha256)
     return newer
@@ -178,17 +200,22 @@ ON CONFLICT (key) DO UPDATE SET
     last_accessed_at = excluded.last_accessed_at,
     updated_at = excluded.updated_at,
     stored_at = excluded.stored_at,
-    written_by = excluded.written_by,
-    tool = excluded.tool,
-    user_agent = excluded.user_agent
+    {origin}
 """
 
-UPSERT = _STORE.format(which="true")
+_ORIGIN = ("written_by", "tool", "user_agent")
+
+UPSERT = _STORE.format(which="true", origin=", ".join(f"{name} = excluded.{name}" for name in _ORIGIN))
 
 # In a statement of its own: to look into the table it writes to costs SQLite a copy of all entries.
 PUT_IN_PLACE = _STORE.format(
     which="""value ->> 9 = coalesce(
-    (SELECT coalesce(a.stored_at, a.inserted_at) FROM cache_artifacts AS a WHERE a.key = value ->> 0), 0)"""
+    (SELECT coalesce(a.stored_at, a.inserted_at) FROM cache_artifacts AS a WHERE a.key = value ->> 0), 0)""",
+    # A file does not say who wrote it. What was known of the same bytes is true of them still.
+    origin=", ".join(
+        f"{name} = CASE WHEN cache_artifacts.content_sha256 = excluded.content_sha256 THEN {name} END"
+        for name in _ORIGIN
+    ),
 )
 
 # What is only used makes no row and changes no size: another process may have deleted or replaced it. Half

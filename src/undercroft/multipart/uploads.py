@@ -200,9 +200,9 @@ class MultipartUploads:
         arrival = Arrival("", part.upload, replace=True, expected_sha256=expected_sha256)
         with told_of_no_room(part.upload):
             self._count(owner, part, size or 0)
-            await self._artifacts.grow(part.room, size or 0)
+            await self._artifacts.intake.grow(part.room, size or 0)
             async with aclosing(self._counted(owner, part, chunks)) as counted:
-                await self._artifacts.receive(arrival, counted, part.room)
+                await self._artifacts.intake.receive(arrival, counted, part.room)
             # An upload may have thousands of parts, so none keeps its descriptor.
             part.room.wrote(await self._artifacts.threads.run(part.upload.pause, expected_sha256))
 
@@ -282,7 +282,7 @@ class MultipartUploads:
             for number in others:
                 part = session.parts[number]
                 size = part.upload.size
-                await self._artifacts.grow(whole.room, size)
+                await self._artifacts.intake.grow(whole.room, size)
                 session.moved = True
                 await run(whole.upload.append, part.upload)
                 whole.room.wrote(size)

@@ -74,13 +74,13 @@ class Moves:
         async with self._artifacts.alone(key):
             row = self._artifacts.find(key)
             file = self._disk.open(key)
-        label = None if file is None else label_of(file.descriptor)
-        if file is None or (row is None and label is None):
-            if file is not None:
-                os.close(file.descriptor)
+        if file is None:
             return await self._gone(key, row)
         # The descriptor is what is uploaded: a file that takes the name meanwhile has a row of its own.
         with os.fdopen(file.descriptor, "rb") as body:
+            label = label_of(file.descriptor)
+            if row is None and label is None:
+                return await self._gone(key, row)
             remote = await in_time(self._store.head(key), self._answer_s, f"the head of {key}")
             # Of every file, for all that its row says: a wrong object with the right digest beside it would
             # be taken for the right one by every upload to come.

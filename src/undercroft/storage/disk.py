@@ -157,10 +157,10 @@ class Disk:
         """
         final = artifact_path(self.artifacts, key)
         try:
-            _with_parents(final, lambda: os.link(temporary.path, final))
+            made = _with_parents(final, lambda: os.link(temporary.path, final))
         except FileExistsError:
             return False
-        self._make_durable(final)
+        self._make_durable(final, made)
         return True
 
     def publish_over(self, temporary: TemporaryFile, key: str) -> None:
@@ -170,19 +170,24 @@ class Disk:
         before, or none; `DataDirectoryError` if there is a directory with something in it.
         """
         final = artifact_path(self.artifacts, key)
+        made = False
         try:
-            _with_parents(final, lambda: os.replace(temporary.path, final))
+            made = _with_parents(final, lambda: os.replace(temporary.path, final))
         except IsADirectoryError:
             _remove_directory(final, key)
             os.replace(temporary.path, final)
         temporary.path = ""
-        self._make_durable(final)
+        self._make_durable(final, made)
 
-    def _make_durable(self, final: str) -> None:
+    def _make_durable(self, final: str, made: bool) -> None:
+        """Syncs the name of a file, and those of its directories if some were `made` for it."""
         if not self._fsync:
             return
         try:
-            sync_directory(Path(final).parent)
+            for directory in Path(final).parents:
+                sync_directory(directory)
+                if not made or directory == self.artifacts:
+                    break
         except OSError:
             # A name that may vanish with the power was never promised to anybody.
             Path(final).unlink(missing_ok=True)
@@ -234,18 +239,20 @@ class Disk:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def delete(self, key: str, inode: int | None = None) -> int | None:
-        """Removes an artifact; answers its size, None when there was none.
+    def delete_file(self, key: str, inode: int) -> int | None:
+        """Removes this file of an artifact; answers its size, None if another one has the name, or none.
 
-        With `inode` only that file: not one that another process publishes at this moment.
+        Another process may publish one at this moment.
         """
+        aside = f"{self._mine}/{next(self._names)}"
+        size = self._take(artifact_path(self.artifacts, key), aside, inode)
+        if size is not None:
+            os.unlink(aside)
+        return size
+
+    def delete(self, key: str) -> int | None:
+        """Removes an artifact, whichever file it is; answers its size, None when there was none."""
         path = artifact_path(self.artifacts, key)
-        if inode is not None:
-            aside = f"{self._mine}/{next(self._names)}"
-            size = self._take(path, aside, inode)
-            if size is not None:
-                os.unlink(aside)
-            return size
         try:
             size = os.stat(path).st_size
             os.unlink(path)
@@ -310,13 +317,18 @@ def _is_abandoned(directory: Path) -> bool:
     return True
 
 
-def _with_parents(path: str, act: Callable[[], object]) -> None:
-    """Does `act`, and again after making the directories when it was they that were missing."""
+def _with_parents(path: str, act: Callable[[], object]) -> bool:
+    """Does `act`, and again after making the directories when it was they that were missing.
+
+    Answers whether it made any.
+    """
     try:
         act()
     except FileNotFoundError:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         act()
+        return True
+    return False
 
 
 def _remove_directory(path: str, key: str) -> None:

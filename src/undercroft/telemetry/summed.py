@@ -82,12 +82,7 @@ def merged(first: Report, others: Iterable[Report]) -> Report:
                 families[series.name] = (series, _by_labels(series))
             else:
                 _add(ours[1], series)
-    return [
-        msgspec.structs.replace(
-            series, samples=[(name, dict(labels), v) for (name, labels), v in found.items()]
-        )
-        for series, found in families.values()
-    ]
+    return [msgspec.structs.replace(series, samples=_listed(found)) for series, found in families.values()]
 
 
 _Samples: TypeAlias = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -127,9 +127,12 @@ class NodeStages:
                 return False
             row = self._artifacts.find(key)
             file = await self._artifacts.threads.run(self._disk.look, key)
+            label = None if file is None else file.fitting_label
+            if label is not None and label.stored_at > cutoff:
+                return False  # another process has just given it the name
             if file is not None:
                 # Only that: another process may be giving the name to a new one.
-                await self._artifacts.threads.run(self._disk.delete, key, file.inode)
+                await self._artifacts.threads.run(self._disk.delete_file, key, file.inode)
             if row is not None:
                 await self._artifacts.forget(row)
         return row is not None or file is not None

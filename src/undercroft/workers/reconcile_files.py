@@ -207,7 +207,7 @@ class FileCheck:
         """The caller is `alone` with the key."""
         size, digest = file.identity.size, verdict.content_sha256
         if digest is None:
-            await self._artifacts.threads.run(self._disk.delete, key)
+            await self._artifacts.threads.run(self._disk.delete_file, key, file.identity.inode)
             log.debug("reconcile_removed", key=key, size=size)
             round_.tell("removed")
             return
