@@ -1,7 +1,8 @@
 """Campaigns: tests that try a promise many times over, by chance, and say how often and what they checked."""
 
 import random
-from collections import Counter
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 
@@ -21,6 +22,7 @@ class Campaign:
         self._rounds = rounds
         self._done = 0
         self._checked: Counter[str] = Counter()
+        self._took: defaultdict[str, list[float]] = defaultdict(list)
 
     def rounds(self, short: int, long: int) -> Iterator[int]:
         """Numbers from 0, and counts each as a round once its body has ended."""
@@ -40,7 +42,15 @@ class Campaign:
         """Counts what was compared with what it must be: "acknowledged artifacts", "answers"."""
         self._checked[what] += count
 
+    def took(self, what: str, seconds: float) -> None:
+        """Notes a time, for people to read: no test asserts one."""
+        self._took[what].append(seconds)
+
     def __str__(self) -> str:
         """One line for the summary."""
         found = ", ".join(f"{count:,} {what}" for what, count in self._checked.items()) or "nothing"
-        return f"{self.name}: seed {self.seed}, {self._done:,} rounds, checked {found}"
+        times = "".join(
+            f", {what} {statistics.median(times):.2f} s (at most {max(times):.2f})"
+            for what, times in self._took.items()
+        )
+        return f"{self.name}: seed {self.seed}, {self._done:,} rounds, checked {found}{times}"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,9 @@ class NodeProcess:
         environment["UNDERCROFT_LOG__FORMAT"] = "json"
         usual = ("serve", "--data-dir", str(data_dir), "--port", str(port))
         self.data_dir = data_dir
+        self._started = time.monotonic()
+        self.ready_s = 0.0
+        """Seconds it took to listen."""
         self.process = subprocess.Popen(
             [*wrapper, sys.executable, *program, *usual, *arguments],
             env=environment,
@@ -75,6 +79,7 @@ class NodeProcess:
     def wait_until_ready(self) -> "NodeProcess":
         """Returns when the node listens, with `url` set."""
         self.url = self.wait_for("listening")["url"]
+        self.ready_s = time.monotonic() - self._started
         return self
 
     def logged(self, event: str) -> list[dict[str, Any]]:

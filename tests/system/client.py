@@ -45,13 +45,13 @@ class Client:
 
     # --- key values ---
 
-    def put_value(self, cas_id: str, value: str) -> Answer:
+    def put_value(self, cas_id: str, value: str, tenant: str = TENANT) -> Answer:
         body = json.dumps({"cas_id": cas_id, "entries": [{"value": value}]}).encode()
-        return self.request("PUT", f"/api/cache/keyvalue?{TENANT}", body)
+        return self.request("PUT", f"/api/cache/keyvalue?{tenant}", body)
 
-    def get_value(self, cas_id: str) -> str | None:
+    def get_value(self, cas_id: str, tenant: str = TENANT) -> str | None:
         """The only value of a key; None when there is none."""
-        answer = self.request("GET", f"/api/cache/keyvalue/{cas_id}?{TENANT}")
+        answer = self.request("GET", f"/api/cache/keyvalue/{cas_id}?{tenant}")
         if answer.status == 404:
             return None
         assert answer.status == 200, answer

@@ -18,6 +18,9 @@ BLOCK = random.Random(1).randbytes(4_000_000)
 SIZES = ((100, 20_000), (20_000, 400_000), (400_000, 3_000_000))
 WEIGHTS = (80, 15, 5)
 
+# A project that is cleaned now and then.
+CLEANED = "account_handle=acme&project_handle=cleaned"
+
 
 class Entry(Protocol):
     """A key in one dialect."""
@@ -29,13 +32,14 @@ class Entry(Protocol):
 @dataclass(frozen=True)
 class KeyValue:
     cas_id: str
+    tenant: str = TENANT
 
     def put(self, client: Client, content: bytes) -> None:
-        answer = client.put_value(self.cas_id, content.hex())
+        answer = client.put_value(self.cas_id, content.hex(), self.tenant)
         assert answer.status == 204, answer
 
     def get(self, client: Client) -> bytes | None:
-        value = client.get_value(self.cas_id)
+        value = client.get_value(self.cas_id, self.tenant)
         return None if value is None else bytes.fromhex(value)
 
 
@@ -130,8 +134,10 @@ class Known:
     """What was sent after that and never answered."""
     adoptable: list[bytes] = field(default_factory=list)
     """What was never answered nor found since: reconcile may still find its whole file."""
-    sent: set[bytes] = field(default_factory=set)
-    """Digests of all that was ever sent."""
+    sent: dict[bytes, int] = field(default_factory=dict)
+    """Digests of all that was ever sent, with their number."""
+    newest: int = 0
+    """The number of what was acknowledged last."""
     deleting: bool = False
     """It was asked to go, and nobody has said that it has."""
     deleted: bool = False
@@ -154,7 +160,13 @@ class Known:
     def acknowledge(self, content: bytes) -> None:
         """It was answered that this is stored."""
         self.acknowledged, self.unanswered = content, None
+        self.newest = self.sent[digest_of(content)]
         self.adoptable.clear()
+
+    def send(self, content: bytes) -> None:
+        """It is asked to store this."""
+        self.sent[digest_of(content)] = len(self.sent)
+        self.unanswered = content
 
     def settle(self, found: bytes | None) -> None:
         """This is what is there after a kill."""
@@ -185,8 +197,7 @@ class Writer:
 
     def _write(self, client: Client, entry: Entry, content: bytes) -> None:
         known = self.known.setdefault(entry, Known())
-        known.sent.add(digest_of(content))
-        known.unanswered = content
+        known.send(content)
         entry.put(client, content)
         known.acknowledge(content)
         self.acknowledged += 1
@@ -225,12 +236,47 @@ class ArtifactWriter(Writer):
             self._write(client, new_artifact(name, content, generator), content)
 
 
-class Reader:
-    """Reads what others write: it must be whole, and there once it was acknowledged."""
+class CleaningWriter(Writer):
+    """Has a project of its own, and asks now and then that all of it goes."""
 
-    def __init__(self, name: str, writers: list[Writer]) -> None:
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.cleaned: set[Entry] = set()
+        """What was written before a request to clean that was answered."""
+
+    def step(self, client: Client, generator: random.Random) -> None:
+        if self.known and generator.random() < 0.03:
+            self._clean(client)
+            return
+        name = self._next_name()
+        value, artifact = KeyValue(name, CLEANED), Artifact("POST", f"/api/cache/cas/{name}?{CLEANED}", False)
+        self._write(
+            client, generator.choice((value, artifact)), content_of(name, generator.randint(64, 2_000))
+        )
+
+    def _clean(self, client: Client) -> None:
+        for known in self.known.values():
+            known.deleting = known.deleted = True
+        answer = client.request("DELETE", f"/api/cache/clean?{CLEANED}")
+        assert answer.status == 204, answer
+        self.cleaned |= self.known.keys()
+        self.acknowledged += 1
+
+
+def is_clean(client: Client) -> bool:
+    """Whether what was asked to go from the project that is cleaned has gone."""
+    answer = client.request("GET", f"/api/cache/clean?{CLEANED}")
+    assert answer.status in (200, 404), answer
+    return answer.status == 404 or json.loads(answer.body)["state"] == "done"
+
+
+class Reader:
+    """Reads what others write: it must be whole, there once it was acknowledged, and no older than that."""
+
+    def __init__(self, name: str, writers: list[Writer], *, evicts: bool) -> None:
         self.name = name
         self._writers = writers
+        self._evicts = evicts
 
     def step(self, client: Client, generator: random.Random) -> None:
         writer = generator.choice(self._writers)
@@ -240,21 +286,26 @@ class Reader:
             return
         entry = generator.choice(entries)
         known = writer.known[entry]
-        expected = known.acknowledged is not None
+        expected, newest = known.acknowledged is not None, known.newest
         content = entry.get(client)
         if content is None:
-            assert not expected or known.deleted, f"{entry} was acknowledged and is not there"
+            may_go = known.deleted or (self._evicts and not isinstance(entry, KeyValue))
+            assert not expected or may_go, f"{entry} was acknowledged and is not there"
         else:
-            assert digest_of(content) in known.sent, f"{entry} is none of what was written"
+            number = known.sent.get(digest_of(content))
+            assert number is not None, f"{entry} is none of what was written"
+            assert number >= newest or known.deleted, f"{entry} is {number}, and {newest} was acknowledged"
 
 
 class Load:
     """Runs writers and readers until the node under them is killed."""
 
-    def __init__(self, writers: list[Writer], readers: int) -> None:
+    def __init__(self, writers: list[Writer], readers: int, *, evicts: bool = False) -> None:
         self.writers = writers
+        self.evicts = evicts
+        """Whether artifacts may make room for others."""
         self._steps: dict[str, Callable[[Client, random.Random], None]] = {w.name: w.step for w in writers}
-        self._steps |= {f"r{n}": Reader(f"r{n}", writers).step for n in range(readers)}
+        self._steps |= {f"r{n}": Reader(f"r{n}", writers, evicts=evicts).step for n in range(readers)}
         self._killed = self._enough = False
         self._failures: list[BaseException] = []
 

@@ -15,20 +15,33 @@ import pytest
 
 from tests.support.campaign import Campaign
 from tests.support.node_process import NodeProcess, node_process
-from tests.system.client import Client
+from tests.support.s3_endpoint import S3Endpoint
+from tests.system.client import Client, eventually
 from tests.system.data_dir import files_under, query, stored_artifacts
-from tests.system.kill_load import ArtifactWriter, KeyValue, KeyValueWriter, Load, Writer
+from tests.system.kill_load import (
+    ArtifactWriter,
+    CleaningWriter,
+    KeyValue,
+    KeyValueWriter,
+    Load,
+    Writer,
+    is_clean,
+)
+from tests.system.test_object_store import settings as bucket_settings
+from undercroft.buffers import BufferSettings
 
 WORKERS = 4
+
+SHUTDOWN_S = BufferSettings().shutdown_ms / 1_000
 
 # What goes on while one worker is dead and replaced.
 MORE = 150
 
 
-def new_load() -> Load:
+def new_load(*, evicts: bool = False) -> Load:
     writers: list[Writer] = [KeyValueWriter(f"k{n}") for n in range(4)]
     writers += [ArtifactWriter(f"a{n}") for n in range(5)]
-    return Load(writers, readers=2)
+    return Load([*writers, CleaningWriter("c")], readers=2, evicts=evicts)
 
 
 def answers_before(generator: random.Random) -> int:
@@ -69,6 +82,23 @@ def kill_parent(node: NodeProcess) -> None:
 WAYS: tuple[Callable[[NodeProcess], None], ...] = (kill_all, kill_parent)
 
 
+def test_kill_while_it_evicts(data_dir: Path, campaign: Campaign, s3_endpoint: S3Endpoint) -> None:
+    """What was evicted may be gone, or come from the bucket: never older than what was acknowledged."""
+    load = new_load(evicts=True)
+    environment = bucket_settings(s3_endpoint, DISK__LIMIT_BYTES="40MB")
+    for number in campaign.rounds(short=2, long=50):
+        with node_process(data_dir, environment) as node:
+            acknowledgements = campaign.random.randrange(200, 1_000)
+            load.run(node.url, f"{campaign.seed} {number}", acknowledgements, node.kill)
+        with node_process(data_dir, environment) as node:
+            check(node, load, campaign)
+            with Client(node.url) as client:
+                campaign.checked("evictions", int(client.metric("undercroft_disk_evicted_artifacts_total")))
+            assert node.stop() == 0
+        check_clean(data_dir)
+    shutil.rmtree(data_dir)
+
+
 def test_kill_of_several_workers(data_dir: Path, campaign: Campaign) -> None:
     load = new_load()
     for number in campaign.rounds(short=3, long=100):
@@ -104,7 +134,7 @@ def test_stop(data_dir: Path, campaign: Campaign, workers: int) -> None:
         with node_process(data_dir, arguments=("--workers", str(workers))) as node:
             plan = f"{campaign.seed} {number}"
             load.run(node.url, plan, answers_before(campaign.random), partial(node.signal, signal.SIGTERM))
-            assert node.wait() == 0
+            assert node.wait(SHUTDOWN_S) == 0
             assert node.logged("request_failed") == node.logged("drain_failed") == []
         check_clean(data_dir)
         with node_process(data_dir) as node:
@@ -117,6 +147,7 @@ def check_after_restart(data_dir: Path, load: Load, campaign: Campaign, *, worke
     """A new node knows everything, and cleans up after the dead one."""
     left = set((data_dir / "temporary").iterdir())
     with node_process(data_dir, arguments=("--workers", str(workers))) as node:
+        campaign.took("started in", node.ready_s)
         mine = set((data_dir / "temporary").iterdir())
         # The parent of several has one, too.
         assert len([one for one in mine if not one.name.startswith("parent-")]) == workers
@@ -138,10 +169,14 @@ def check_clean(data_dir: Path) -> None:
 def check(node: NodeProcess, load: Load, campaign: Campaign) -> None:
     """Reads everything twice, and takes over what became of the writes that were cut off."""
     with Client(node.url) as client:
+        eventually(lambda: is_clean(client), "the project is clean")
         for writer in load.writers:
+            gone = writer.cleaned if isinstance(writer, CleaningWriter) else frozenset()
             for entry, known in writer.known.items():
                 found = entry.get(client)
-                assert found in known.allowed(), f"{entry}: {describe(found)}"
+                may_go = load.evicts and not isinstance(entry, KeyValue)
+                assert found in known.allowed() or (may_go and found is None), f"{entry}: {describe(found)}"
+                assert found is None or entry not in gone, f"{entry} was to go"
                 again = entry.get(client)
                 # Reconcile may have adopted the whole file of a write that was never answered.
                 assert again == found or (found is None and again in known.allowed())
