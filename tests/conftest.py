@@ -14,8 +14,6 @@ from undercroft.buffers import SQLiteBuffer
 
 __all__ = ["_s3_process", "s3_endpoint"]
 
-CAMPAIGNS: list[Campaign] = []
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of campaigns (`tests/support/campaign.py`)."""
@@ -26,8 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks campaigns, and takes the time limit off their long form."""
+    """Marks campaigns, and takes the time limit off their long form.
+
+    Of several processes (`-n`) one runs all tests of a file, or of a build tool, for the sake of fixtures.
+    """
     for item in items:
+        tool = getattr(getattr(item, "callspec", None), "params", {}).get("client")
+        item.add_marker(pytest.mark.xdist_group(getattr(tool, "name", item.path.name)))
         if "campaign" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.campaign)
             if config.getoption("--torture") or config.getoption("--rounds"):
@@ -35,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def campaign(request: pytest.FixtureRequest) -> Campaign:
+def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
     """Choices, rounds and counts of one campaign; shown with a failure and in the summary."""
     option = request.config.getoption
     explores = option("--torture") or option("--rounds")
@@ -43,16 +46,20 @@ def campaign(request: pytest.FixtureRequest) -> Campaign:
     seed = option("--seed") or (str(random.SystemRandom().randrange(1 << 32)) if explores else "1")
     found = Campaign(request.node.name, seed, torture=option("--torture"), rounds=option("--rounds"))
     print(f"repeat with --seed {seed}")  # noqa: T201  # pytest shows it with a failure
-    CAMPAIGNS.append(found)
-    return found
+    yield found
+    # The way to the summary, which may be another process's.
+    request.node.user_properties.append(("campaign", str(found)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says what each campaign has tried and checked."""
-    if CAMPAIGNS:
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    ended = [report for report in reports if getattr(report, "when", "") == "teardown"]
+    lines = [text for report in ended for name, text in report.user_properties if name == "campaign"]
+    if lines:
         terminalreporter.section("campaigns")
-        for one in CAMPAIGNS:
-            terminalreporter.write_line(str(one))
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 settings.register_profile(

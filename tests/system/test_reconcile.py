@@ -88,7 +88,8 @@ def test_what_lost_its_row_with_the_power_is_served_only_if_its_bytes_prove_it(d
 
 
 def test_rows_without_files_and_files_without_rows_after_a_person_was_there(data_dir: Path) -> None:
-    with node_process(data_dir, {"RECONCILE__PAUSE_MS": "0"}) as node:
+    with node_process(data_dir) as node:
+        node.wait_for("reconcile_round")  # or the next node would go on with it
         with Client(node.url) as client:
             for name in ("kept", "row", "file", "both"):
                 assert (
