@@ -398,7 +398,7 @@ def test_health_tells_of_a_worker_that_is_not_there(node: NodeProcess) -> None:
         return ""
 
     assert words() == "up"
-    said = []
+    said: list[str] = []
     while "up; worker 2 not there" not in said:
         assert len(said) < 20, said
         # Each of its deaths puts the next start off a little longer.
