@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-import os
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -22,7 +22,7 @@ from undercroft.node import Node
 KEY = "acc/proj/ccache/ab/cd/abcdef"
 PATH = "/ccache/acc/proj/abcdef"
 OLD, NEW = b"old", b"new content"
-LARGE = os.urandom(4 << 20)
+LARGE = random.Random(1).randbytes(4 << 20)
 BROKEN = ObjectStoreError("broken")
 
 OpenNode = Callable[..., Awaitable[ServedNode]]

@@ -65,7 +65,10 @@ Operation: TypeAlias = APIOperation[Any, Any, Any, Any]
 ROUTES = Node(Settings(data_dir=Path("never made")))._routes()
 DOCUMENT = openapi(ROUTES)
 SCHEMA = schemathesis.openapi.from_dict(in_shapes(DOCUMENT, ROUTES))
-OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations() if isinstance(found, Ok)]
+# Sorted, because every process of a test run must have the same order.
+OPERATIONS = sorted(
+    (found.ok() for found in SCHEMA.get_all_operations() if isinstance(found, Ok)), key=lambda one: one.label
+)
 
 
 def operations_with(settings: Settings) -> list[Operation]:

@@ -121,11 +121,19 @@ def test_every_dialect_gets_its_bytes(front: Front, dialect: DialectCase) -> Non
     assert front.client.head(path).status_code in (200, 204)
 
 
+def bytes_served(front: Front) -> float:
+    with Client(front.node.url) as client:
+        return client.metric("undercroft_artifact_download_bytes_total", tool="ccache")
+
+
 def test_parts_conditions_and_misses(front: Front) -> None:
     path = "/ccache/acme/app/" + "ef" * 20
     assert front.client.put(path, content=BODY).status_code == 201
+    before = bytes_served(front)
     part = front.client.get(path, headers={"range": "bytes=100-199"})
     assert (part.status_code, part.content) == (206, BODY[100:200])
+    assert front.client.head(path).status_code == 200
+    assert bytes_served(front) - before == 100
     tag = front.client.get(path).headers["etag"]
     assert front.client.get(path, headers={"if-none-match": tag}).status_code == 304
     assert front.client.get(path, headers={"range": "bytes=999999-"}).status_code == 416
