@@ -13,6 +13,11 @@ from .c_project import fresh_marker
 from .clients_table import Row, write_table
 from .every_client import CLIENTS
 
+GUESTS = {"moon", "rush"}
+"""Those that come by another tool's routes, and take minutes to be tried with faults and tokens."""
+
+LONG = {"test_faults.py", "test_tokens.py"}
+
 _ROWS = pytest.StashKey[list[Row]]()
 
 
@@ -62,6 +67,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-clients-table", action="store_true", help="write what the builds took into docs/clients.md"
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the longest builds of `GUESTS` to `make clients`."""
+    if config.getoption("--update-clients-table", default=False):
+        return
+    left = [item for item in items if item.path.name in LONG and _tool(item) in GUESTS]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in set(left)]
+
+
+def _tool(item: pytest.Item) -> str | None:
+    client = getattr(getattr(item, "callspec", None), "params", {}).get("client")
+    return client.name if client is not None else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 
@@ -57,8 +58,12 @@ class S3Endpoint:
 
     def files(self) -> dict[str, bytes]:
         """Everything in the bucket, by its name in there, with temporary files and all."""
-        paths = (path for path in self.bucket.rglob("*") if path.is_file())
-        return {path.relative_to(self.bucket).as_posix(): path.read_bytes() for path in paths}
+        found = {}
+        for path in self.bucket.rglob("*"):
+            # A temporary file may have got its name meanwhile.
+            with suppress(FileNotFoundError, IsADirectoryError):
+                found[path.relative_to(self.bucket).as_posix()] = path.read_bytes()
+        return found
 
     def start(self) -> None:
         """Returns when it answers requests."""

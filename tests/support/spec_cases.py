@@ -95,7 +95,7 @@ def bring_about(case: Case[Any], session: requests.Session, url: str) -> None:
         session.delete(where, params=query, timeout=20)
     elif path.endswith("/cas/{hash}") and case.method == "PUT":
         case.body = b"blob"
-    elif case.method in ("GET", "HEAD"):
+    elif case.method in ("GET", "HEAD", "DELETE"):
         for method in {"PUT", "POST"} & {method.upper() for method in SCHEMA[path]}:
             session.request(method, where, params=query, data=b"blob", timeout=20)
 

@@ -57,10 +57,10 @@ def test_nothing_is_lost_and_what_was_used_last_stays(
             # Eviction takes the oldest: the newest of a round are there, and so is what was used in it. After
             # the clock was set back by more than a minute they look older: nobody can make that good at once.
             for recent in range(number - 8, number):
-                if off >= 0:
+                if off >= -60:
                     assert client.get_ccache(f"{recent:040x}") == bytes([recent % 256]) * SIZE
                     campaign.checked("artifacts")
-            if used is not None and off >= 0:
+            if used is not None and off >= -60:
                 assert client.get_ccache(f"{used:040x}") is not None
             clock.write_text("0")
         for known in range(number):
