@@ -261,7 +261,8 @@ class Parent:
             return
         if not self._listening or worker.false_starts >= MOST_FALSE_STARTS:
             # What is wrong at the start is wrong for all of them. Later it may pass, like a full disk.
-            self._exit_status = EXIT_UNUSABLE if status == EXIT_UNUSABLE else EXIT_CRASHED
+            unusable = status == EXIT_UNUSABLE and not self._listening
+            self._exit_status = EXIT_UNUSABLE if unusable else EXIT_CRASHED
             log.error("worker_cannot_start", worker=worker.number, pid=process_id, exit_status=status)
             self._stop(time.monotonic())
             return
