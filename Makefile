@@ -21,7 +21,7 @@ test: .venv/.fuzz ## set up everything, lint, type check and run all tests
 	scripts/install-debian-packages tests/system/debian-packages.txt
 	scripts/install-npm-packages tests/clients/npm
 	$(MAKE) --no-print-directory lint
-	$(VENV)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(VENV)/python -m pytest -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 torture: .venv/.fuzz ## run every campaign in its long form (PYTEST_ARGS='--seed 7' repeats one)
 	$(VENV)/python -m pytest -m campaign --torture $(PYTEST_ARGS)

@@ -2,11 +2,13 @@
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.campaign import Campaign
 from tests.support.s3_endpoint import _s3_process, s3_endpoint
@@ -23,15 +25,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", help="repeat the choices of an earlier run")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks campaigns, and takes the time limit off their long form.
+class ByFileOrTool(LoadScopeScheduling):  # type: ignore[misc]  # it comes without types
+    """Of several processes (`-n`) one runs all tests of a file, or of a build tool, that share fixtures."""
 
-    Of several processes (`-n`) one runs all tests of a file, or of a build tool, for the sake of fixtures.
-    """
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, name = nodeid.partition("::")
+        tool = re.search(r"\[(\w+)", name)
+        return tool[1] if file.startswith("tests/clients/") and tool else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileOrTool:
+    """Asked by pytest-xdist."""
+    return ByFileOrTool(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks campaigns, and takes the time limit off their long form."""
     for item in items:
-        tool = getattr(getattr(item, "callspec", None), "params", {}).get("client")
-        item.add_marker(pytest.mark.xdist_group(getattr(tool, "name", item.path.name)))
         if "campaign" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.campaign)
             if config.getoption("--torture") or config.getoption("--rounds"):
