@@ -54,8 +54,8 @@ GOALS = (
         "<=",
         2,
         "ms",
-        "a producer that saturates the buffer closes a generation of 8,000 rows every 80 ms: making its "
-        "batches takes some 2 ms on the loop, and freeing it about one",
+        "for each 8,000 rows the loop makes their batches and frees them, some 0.8 ms each, and waits for "
+        "the global lock while the writer's thread encodes a batch",
     ),
     Goal(
         "loop_stall",
@@ -64,8 +64,8 @@ GOALS = (
         "<=",
         10,
         "ms",
-        "the longest of some thousand gaps is mostly the machine itself: see the baseline beside it, "
-        "the same loop with nobody writing",
+        "the longest of some thousand gaps is mostly the machine itself: see the baseline, and `busy "
+        "thread`, the same loop with nobody writing",
     ),
     Goal(
         "http_node",
@@ -96,7 +96,7 @@ GOALS = (
         0.35,
         "x",
         "nginx sends from the page cache without Python; here one thread looks the entry up, opens and reads "
-        "the file and sends it, each step in Python. `http.accel_redirect` lets nginx send what it found",
+        "the file and sends it, each step in Python",
     ),
     Goal(
         "http_node",

@@ -2,13 +2,16 @@
 
 `python -m benchmarks.loop_stall`. A producer enqueues as fast as back-pressure admits and gives way
 every 100 events; a ticker measures how much later than asked the loop gets round to it. The baseline
-is the same loop with the same producer feeding a sink that does nothing.
+is the same loop with the same producer feeding a sink that does nothing; `busy thread` is that beside a
+thread that computes without Python's global lock: how late a loop is when only the machine is shared.
 """
 
 import asyncio
 import gc
+import hashlib
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +30,8 @@ TICK_S = 0.001
 DISTINCT_ROWS = 400_000
 INTERVALS_MS = (5, 1, 0.5, 0.1)
 """CPython's default first: that is the setting the goals are about."""
+
+KINDS = ("baseline", "busy thread", "buffer")
 
 Enqueue = Callable[[KeyValueWrite], Awaitable[object]]
 
@@ -90,6 +95,24 @@ async def baseline(rows: Sequence[Row], seconds: float) -> Stall:
     return await measure(swallow, rows, seconds)
 
 
+async def beside_a_thread(rows: Sequence[Row], seconds: float) -> Stall:
+    """The producer, and a thread that hashes, which gives up the global lock."""
+    ended = threading.Event()
+
+    def compute() -> None:
+        data = bytes(1 << 20)
+        while not ended.is_set():
+            hashlib.sha256(data)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        return await measure(swallow, rows, seconds)
+    finally:
+        ended.set()
+        thread.join()
+
+
 async def saturated(rows: Sequence[Row], seconds: float) -> Stall:
     """The producer into our buffer with the node's default settings."""
     with workspace() as folder:
@@ -107,6 +130,7 @@ def run_at(interval_ms: float, seconds: float, rows: Sequence[Row]) -> dict[str,
     try:
         return {
             "baseline": uvloop.run(baseline(rows, seconds)),
+            "busy thread": uvloop.run(beside_a_thread(rows, seconds)),
             "buffer": uvloop.run(saturated(rows, seconds)),
         }
     finally:
@@ -125,9 +149,9 @@ Rounds = list[dict[float, dict[str, Stall]]]
 
 
 def medians(rounds: Rounds) -> dict[float, dict[str, Stall]]:
-    """Each interval with its baseline and buffer."""
+    """Each interval with its kinds."""
     return {
-        interval: {kind: median_of([r[interval][kind] for r in rounds]) for kind in ("baseline", "buffer")}
+        interval: {kind: median_of([r[interval][kind] for r in rounds]) for kind in KINDS}
         for interval in INTERVALS_MS
     }
 
@@ -150,7 +174,8 @@ def shown(found: dict[float, dict[str, Stall]]) -> dict[str, Any]:
 
 NOTE = (
     "p50 and p99 are medians over the rounds, max is the longest of all. The baseline has the same producer "
-    "feed a sink that does nothing: what it shows is the producer's own slices and the machine. 'Refused' "
+    "feed a sink that does nothing: what it shows is the producer's own slices and the machine. `busy "
+    "thread` is the baseline beside a thread that hashes without Python's global lock. 'Refused' "
     "counts events that found no room within `enqueue_timeout_ms`, over all rounds."
 )
 
@@ -165,6 +190,8 @@ def save(rounds: Rounds, work: Form) -> None:
         "stall_max_ms": round(default["buffer"].longest, 3),
         "baseline_p99_ms": round(default["baseline"].p99, 3),
         "baseline_max_ms": round(default["baseline"].longest, 3),
+        "busy_thread_p99_ms": round(default["busy thread"].p99, 3),
+        "busy_thread_max_ms": round(default["busy thread"].longest, 3),
     }
     plain = [
         {str(ms): {kind: vars(stall) for kind, stall in kinds.items()} for ms, kinds in one.items()}
