@@ -16,6 +16,7 @@ from tests.support.artifact_rig import QUIET, ArtifactRig
 from tests.support.folders import artifact_files
 from tests.support.locks import lock_of_another_connection
 from tests.support.page_limit import no_more_pages
+from undercroft.clock import now_us
 from undercroft.database import transaction
 from undercroft.errors import CapacityError
 from undercroft.storage.capacity import Volume
@@ -136,8 +137,10 @@ async def test_it_goes_on_to_the_target_after_an_attempt_that_failed(
     eviction = eviction_of(rig)
 
     async def choose_once(self: DiskEviction, *arguments: Any) -> Any:
-        monkeypatch.setattr(DiskEviction, "_choose", fail)
-        return (await really_choose(self, *arguments))[:2]
+        chosen = (await really_choose(self, *arguments))[:2]
+        if chosen:  # what has a time to come is looked for first
+            monkeypatch.setattr(DiskEviction, "_choose", fail)
+        return chosen
 
     async def fail(self: DiskEviction, *_: Any) -> Any:
         raise apsw.BusyError("database is locked")
@@ -148,6 +151,16 @@ async def test_it_goes_on_to_the_target_after_an_attempt_that_failed(
     monkeypatch.setattr(DiskEviction, "_choose", really_choose)
     await eviction.run_once()
     assert left(rig) == [5, 6, 7, 8, 9]
+
+
+async def test_what_a_clock_that_was_ahead_has_written_goes_first(rig: ArtifactRig) -> None:
+    await fill(rig, 10)
+    tomorrow = now_us() + 86_400_000_000
+    sql = "UPDATE cache_artifacts SET last_accessed_at = ? WHERE key IN (?, ?)"
+    await rig.database.write(lambda connection: connection.execute(sql, (tomorrow, key(7), key(4))))
+    await eviction_of(rig).run_once()
+    # And then the oldest, as ever.
+    assert left(rig) == [3, 5, 6, 8, 9]
 
 
 async def test_what_uploads_have_reserved_is_not_free(rig: ArtifactRig) -> None:
@@ -331,8 +344,8 @@ async def test_within_a_pass_it_is_not_looked_for_again_and_again(
         async with working(eviction):
             await eviction.make_room(11 * SIZE)
     assert sweeps > 3
-    # One that found rows, but none to take, and one that found the end.
-    assert looks.count(SPARING_UPLOADS) == 2
+    # One for what has a time to come, one that found rows, but none to take, and one that found the end.
+    assert looks.count(SPARING_UPLOADS) == 3
 
 
 @pytest.mark.parametrize("query", [SPARING_UPLOADS, ALL])

@@ -9,7 +9,7 @@ import apsw
 import structlog
 
 from undercroft.artifacts import CacheArtifacts
-from undercroft.clock import now_us
+from undercroft.clock import MOST_AHEAD_US, now_us
 from undercroft.database import Database
 from undercroft.errors import ClosedError, CommitTimeoutError, UndercroftError
 from undercroft.storage.capacity import Capacity
@@ -24,6 +24,7 @@ from undercroft.workers.eviction_candidates import (
     SLICE_ROWS,
     SPARING_UPLOADS,
     Candidate,
+    last_until,
 )
 
 log = structlog.get_logger(__name__)
@@ -269,11 +270,19 @@ class DiskEviction:
         return served > 0 or one.artifacts > before
 
     async def _sweep_rows(self, one: Pass, query: str, *, spare_used: bool) -> int:
-        """Evicts what the query finds, the longest unused first; answers how many uploads got room."""
+        """Evicts what the query finds, the longest unused first; answers how many uploads got room.
+
+        But before all others what has a time to come, from a clock that was ahead: it would stay until then,
+        and everything that is stored meanwhile would go in its place.
+        """
         served = spared_slices = found = 0
-        after, since = FIRST, time.monotonic()
+        after, since = last_until(now_us() + MOST_AHEAD_US), time.monotonic()
+        comes_round = False
         while self._too_many(one) > 0 and spared_slices < MOST_SPARED_SLICES:
             rows = await self._choose(one, query, after)
+            if not rows and not comes_round:
+                after, comes_round = FIRST, True
+                continue
             if not rows:
                 if spare_used and not found:
                     one.nothing_to_spare(since)

@@ -26,6 +26,12 @@ EVER = 2**63 - 1
 # Below every row.
 FIRST = Candidate(-1, "", 0, -1, uploading=False)
 
+
+def last_until(used_at: int) -> Candidate:
+    """Above every row that was used until then, below those that were used later."""
+    return Candidate(EVER, "", 0, used_at, uploading=False)
+
+
 UPLOADING = "EXISTS (SELECT 1 FROM s3_transfers AS t WHERE t.key = a.key AND t.type = 'upload')"
 
 # Both in the order of the index, id being part of it.
