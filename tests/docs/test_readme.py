@@ -45,7 +45,6 @@ def test_the_key_value_example(fresh_node: NodeProcess, tmp_path: Path) -> None:
 
 def test_the_ccache_example(fresh_node: NodeProcess, tmp_path: Path) -> None:
     require("ccache", "ccache")
-    (tmp_path / "main.c").write_text("int main(void) { return 0; }\n")
     run("\n".join(commands("CCACHE_REMOTE_STORAGE")), tmp_path, fresh_node)
     # The second run fetches a manifest and a result; the first asked for both in vain.
     metrics = httpx.get(f"{fresh_node.url}/metrics").text

@@ -57,8 +57,8 @@ def shown(problems: list[str]) -> list[str]:
 
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[float], None]]:
-    """A bar on standard error, if that is a terminal; only the name, if it is a file."""
-    with typer.progressbar(length=100, label=name, file=sys.stderr) as bar:
+    """A bar on standard error, if that is a terminal."""
+    with typer.progressbar(length=100, label=name, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         def tell(share: float) -> None:
             percent = int(share * 100)

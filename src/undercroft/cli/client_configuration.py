@@ -21,12 +21,21 @@ class Target(NamedTuple):
         return f"{self.url}/{tool}/{self.account}/{self.project}"
 
 
+# Of languages that have no "#" for it.
+COMMENTS = {"groovy": "//", "swift": "//"}
+
+
 class Snippet(msgspec.Struct, frozen=True):
     """A piece of configuration and where it belongs."""
 
     place: str
     language: str
     text: str
+
+    @property
+    def with_place(self) -> str:
+        """The text below a comment that says where it belongs."""
+        return f"{COMMENTS.get(self.language, '#')} {self.place}\n{self.text}"
 
 
 def _lines(*lines: str | None) -> str:

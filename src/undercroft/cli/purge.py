@@ -120,6 +120,8 @@ def purge(  # noqa: PLR0917  # options of a command, which typer passes by name
                 done.artifacts, done.key_values = fitting, key_values
                 done.bytes = sum(group.bytes for group in groups)
                 return
+            if as_json and not yes:
+                raise SettingsError("with --json nothing is asked: look with --dry-run, then say --yes")
             if not yes and not await asyncio.to_thread(typer.confirm, "Remove all of this?", err=True):
                 raise typer.Exit(EXIT_DECLINED)
             await _remove(node, wanted, fitting + key_values, done)

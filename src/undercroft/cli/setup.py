@@ -29,8 +29,8 @@ def setup(
 ) -> None:
     """Print the configuration that points a build tool at a node.
 
-    Nothing is asked or written: the node may be anywhere, running or not. What is printed can be pasted; a
-    token in it is a secret.
+    Nothing is asked or written: the node may be anywhere, running or not. Each piece can be pasted where its
+    first line says; a token in it is a secret.
     """
     with told():
         snippets = _configuration(tool, _target(url, project, token))
@@ -38,7 +38,7 @@ def setup(
         if as_json:
             print_json(snippet)
         else:
-            typer.echo(f"# {snippet.place}\n{snippet.text}\n")
+            typer.echo(f"{snippet.with_place}\n")
 
 
 def _configuration(tool: str, target: Target) -> list[Snippet]:

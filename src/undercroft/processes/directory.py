@@ -23,7 +23,8 @@ class ParentDirectory:
     def open(self) -> None:
         """Makes it, for nobody else. Raises `DataDirectoryError`."""
         try:
-            self._above.mkdir(parents=True, exist_ok=True)
+            self._above.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._above.mkdir(exist_ok=True)
             # While it is not locked yet it looks abandoned.
             turn = os.open(self._above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -112,6 +112,8 @@ class Disk:
     def open_directories(self) -> None:
         """Makes the directories, sweeps up after dead processes. Raises `DataDirectoryError`."""
         try:
+            # What builds made is nobody else's to read, unless a person makes the directory so.
+            self.artifacts.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (self.artifacts, self._quarantine, self._temporaries):
                 directory.mkdir(parents=True, exist_ok=True)
             self._claim()
