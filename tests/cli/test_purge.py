@@ -95,6 +95,13 @@ def test_a_person_is_shown_and_asked(stopped: Path) -> None:
     assert "removed 6 artifacts, 9.0 kB, and 1 key values" in done.output
 
 
+def test_nothing_is_asked_unseen(stopped: Path) -> None:
+    done = run(stopped, "--project", "acme/app", "--json")
+    assert done.exit_code == 2
+    assert "--dry-run" in done.output
+    assert len(artifact_files(stopped)) == 12
+
+
 def test_beside_a_running_node_and_in_the_object_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

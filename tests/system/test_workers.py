@@ -166,11 +166,12 @@ def test_a_stop_under_load_commits_what_was_accepted(
 
 def test_a_second_signal_ends_all_at_once(node: NodeProcess) -> None:
     with Client(node.url) as client:
-        # A request that does not end holds up the stop.
+        # A request that does not end holds up the stop, once a worker has it.
         client.connection.putrequest("PUT", "/ccache/acme/app/aabb")
         client.connection.putheader("content-length", "10")
-        client.connection.endheaders(b"12345")
-        eventually(lambda: list(files_under(node.data_dir / "artifacts")) == [], "nothing is stored")
+        client.connection.putheader("expect", "100-continue")
+        client.connection.endheaders()
+        assert client.connection.sock.recv(100).startswith(b"HTTP/1.1 100 ")
         node.signal(signal.SIGTERM)
         node.wait_for("stopping")
         eventually(lambda: _ends_by_second_signal(node), "a second signal counts")

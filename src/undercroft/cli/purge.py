@@ -120,10 +120,8 @@ def purge(  # noqa: PLR0917  # options of a command, which typer passes by name
                 done.artifacts, done.key_values = fitting, key_values
                 done.bytes = sum(group.bytes for group in groups)
                 return
-            if as_json and not yes:
-                raise SettingsError("with --json nothing is asked: look with --dry-run, then say --yes")
-            if not yes and not await asyncio.to_thread(typer.confirm, "Remove all of this?", err=True):
-                raise typer.Exit(EXIT_DECLINED)
+            if not yes:
+                await _ask(as_json)
             await _remove(node, wanted, fitting + key_values, done)
 
         with_data(settings_of(data_dir, config), act)
@@ -133,6 +131,14 @@ def purge(  # noqa: PLR0917  # options of a command, which typer passes by name
         typer.echo(
             f"removed {done.artifacts:,} artifacts, {size(done.bytes)}, and {done.key_values:,} key values"
         )
+
+
+async def _ask(as_json: bool) -> None:
+    """Returns after a yes. Raises `typer.Exit` after a no, `SettingsError` where nothing was shown."""
+    if as_json:
+        raise SettingsError("with --json nothing is asked: look with --dry-run, then say --yes")
+    if not await asyncio.to_thread(typer.confirm, "Remove all of this?", err=True):
+        raise typer.Exit(EXIT_DECLINED)
 
 
 def _described(
