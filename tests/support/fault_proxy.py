@@ -128,6 +128,7 @@ class FaultProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+        await asyncio.sleep(0.05)  # who was just being accepted is served by now
         for task in (serving := tuple(self._serving)):
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
