@@ -42,6 +42,16 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": said})
 
 
+def echo_after(go: asyncio.Event) -> Application:
+    """Answers like `echo`, but touches no body before it may."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        await echo(scope, receive, send)
+
+    return application
+
+
 class Peer:
     """A client."""
 
@@ -173,14 +183,9 @@ def exchanges(rig: Rig) -> list[Exchange]:
 
 async def test_requests_sent_ahead_wait_as_bytes() -> None:
     go = asyncio.Event()
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await go.wait()
-        await echo(scope, receive, send)
-
     small = b"GET / HTTP/1.1\r\nhost:\r\n\r\n"
     count = 200_000 // len(small)
-    async with serving(application) as rig, rig.peer() as peer:
+    async with serving(echo_after(go)) as rig, rig.peer() as peer:
         sending = asyncio.create_task(peer.send(small * count))
         await until(lambda: exchanges(rig))
         for _ in range(50):
@@ -194,14 +199,9 @@ async def test_requests_sent_ahead_wait_as_bytes() -> None:
 
 async def test_a_body_of_tiny_chunks_is_kept_within_its_bound() -> None:
     go = asyncio.Event()
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await go.wait()
-        await echo(scope, receive, send)
-
     head = b"PUT / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     count = 60_000
-    async with serving(application) as rig, rig.peer() as peer:
+    async with serving(echo_after(go)) as rig, rig.peer() as peer:
         sending = asyncio.create_task(peer.send(head + b"1\r\nx\r\n" * count + b"0\r\n\r\n"))
         await until(lambda: [one for one in exchanges(rig) if one.body_bytes >= BODY_BYTES])
         for _ in range(50):
@@ -280,13 +280,8 @@ async def test_a_header_of_the_answer_cannot_become_two() -> None:
 
 async def test_100_continue_only_when_the_body_is_asked_for() -> None:
     asked = asyncio.Event()
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await asked.wait()
-        await echo(scope, receive, send)
-
     head = b"PUT /c HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
-    async with serving(application) as rig, rig.peer() as peer:
+    async with serving(echo_after(asked)) as rig, rig.peer() as peer:
         await peer.send(head)
         await asyncio.sleep(0.005)
         assert not peer.reader._buffer  # type: ignore[attr-defined]  # nobody else knows what has come

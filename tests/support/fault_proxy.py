@@ -128,7 +128,9 @@ class FaultProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
-        await asyncio.sleep(0.05)  # who was just being accepted is served by now
+        for _ in range(10):
+            # Turns of the loop: who had just been accepted is connected, and served, by then.
+            await asyncio.sleep(0)
         for task in (serving := tuple(self._serving)):
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)

@@ -62,8 +62,9 @@ def write_batches(
     """
     started = time.perf_counter()
     refused: list[RefusedRow] = []
-    # A statement is a transaction by itself. BEGIN and COMMIT around a lone one would give up Python's
-    # global lock twice more, and next to a busy event loop to get it back costs more than the statement.
+    # A lone batch is a transaction by itself, which `write_batch` sees to. BEGIN and COMMIT around one
+    # statement would give up Python's global lock twice more, and next to a busy event loop to get it back
+    # costs more than the statement.
     if len(batches) != 1 or _error_about_rows(connection, table, *batches[0]) is not None:
         with transaction(connection):
             for operation, entries in batches:
