@@ -71,7 +71,7 @@ def test_tokens_are_listed_without_their_secrets(tmp_path: Path) -> None:
     shown = json.loads(as_json)
     assert (shown["projects"], shown["may_read"], shown["may_write"]) == (["acme/*"], True, False)
     assert shown["scope"] == "pr"
-    assert token.rpartition("_")[2] not in table + as_json
+    assert token.split("_", 2)[2] not in table + as_json  # the secret may have underscores, too
 
 
 @pytest.mark.parametrize(
