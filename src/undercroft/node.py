@@ -294,6 +294,9 @@ class Node:
 
         For commands, which are another process on it, beside a node or alone. Raises like `start`.
         """
+        for database in self.databases:
+            # Before anything is swept up, migrated or replayed: what a newer version wrote stays as it is.
+            database.check()
         self.disk.open_directories()
         check_that_files_vouch(self.disk, alone=self._place is None)
         if self._place is not None:

@@ -147,25 +147,38 @@ class Database:
         process holds a lock; `DataDirectoryError` if it cannot be written; `DatabaseFileError` for a
         file that is not ours to use. Whatever it raises, no thread and no connection is left.
         """
-        try:
+        with self._told():
+            try:
+                if self._schema is not None:
+                    check_file(self.path, self._schema)
+                    self._migrate(self._schema)
+                self._point_reader = self._open_reader()
+                for thread in self._threads():
+                    thread.open()
+            except BaseException:
+                self._abandon()
+                raise
+
+    def check(self) -> None:
+        """Raises what `open` raises for what the file is, without writing to it."""
+        with self._told(), suppress(PermissionError):  # `open` or others meet it, and say what to mend
             if self._schema is not None:
                 check_file(self.path, self._schema)
-                self._migrate(self._schema)
-            self._point_reader = self._open_reader()
-            for thread in self._threads():
-                thread.open()
-        except BaseException as error:
-            self._abandon()
-            if isinstance(error, apsw.BusyError | apsw.LockedError):
-                raise DatabaseLockedError(
-                    f"another process holds a lock on {self.path} ({error}): end it and start again"
-                ) from error
-            if isinstance(error, NOT_WRITABLE):
-                raise DataDirectoryError(
-                    f"cannot write {self.path} ({error}): mend its permissions, make room on its disk, "
-                    "or choose another data directory"
-                ) from error
-            raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Says in words what is around a file that does not open."""
+        try:
+            yield
+        except (apsw.BusyError, apsw.LockedError) as error:
+            raise DatabaseLockedError(
+                f"another process holds a lock on {self.path} ({error}): end it and start again"
+            ) from error
+        except NOT_WRITABLE as error:
+            raise DataDirectoryError(
+                f"cannot write {self.path} ({error}): mend its permissions, make room on its disk, "
+                "or choose another data directory"
+            ) from error
 
     def _migrate(self, schema: Schema) -> None:
         connection = open_connection(self.path, synchronous=self._synchronous)
