@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
+from msgspec.structs import replace
+
 from undercroft.buffers import SQLiteBuffer, Ticket
 from undercroft.buffers.cache_artifacts import (
     ArtifactAccess,
@@ -19,6 +21,10 @@ from undercroft.storage.upload import Stored
 Ack: TypeAlias = Literal["committed", "buffered"]
 
 ArtifactBuffer: TypeAlias = SQLiteBuffer[CacheArtifactsState, ArtifactEvent]
+
+
+# What is asked for over and over is recorded as used once in so long: docs/decisions/0006-access-resolution.md.
+ACCESS_RESOLUTION_US = 1_000_000
 
 
 class Taken(NamedTuple):
@@ -74,6 +80,14 @@ class ArtifactRows:
     def track_access(self, row: ArtifactAccess) -> None:
         """Records that the artifact was used now."""
         self._buffer.enqueue_nowait(ArtifactAccess(row.key, row.size_bytes, now_us()))
+
+    def track_repeated_access(self, row: ArtifactAccess) -> ArtifactAccess:
+        """Records that the artifact is used now, unless the row says so already; answers the row it has then."""
+        now = now_us()
+        if 0 <= now - row.accessed_at < ACCESS_RESOLUTION_US:
+            return row
+        self._buffer.enqueue_nowait(ArtifactAccess(row.key, row.size_bytes, now))
+        return replace(row, accessed_at=now)
 
     def record(self, row: ArtifactAccess, *, upload: bool) -> tuple[Ticket, Ticket | None]:
         """Records what was stored, or found, in one turn of the loop; the caller has waited for room."""

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from tests.fuzz.target import Target
 from undercroft.http.connection import HttpConnection
-from undercroft.http.exchange import Application
+from undercroft.http.exchange import Application, Pieces
 from undercroft.http.limits import Limits
+from undercroft.http.repeats import Repeats
 
 WHOLE = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -68,6 +69,7 @@ class _Owner:
         self.date_line = b"date: now\r\n"
         self.busy: set[HttpConnection] = set()
         self.asked: list[tuple[str, bytes, bytes, bytes]] = []
+        self.repeats = Repeats()
 
     async def _take(self, scope: Any, receive: Any, send: Any) -> None:
         body = b""
@@ -82,6 +84,9 @@ class _Owner:
     def opened(self, connection: HttpConnection) -> None: ...
 
     def closed(self, connection: HttpConnection) -> None: ...
+
+    def write_soon(self, connection: HttpConnection, pieces: Pieces) -> None:
+        connection.write(*pieces)
 
     def start(self, connection: HttpConnection) -> "asyncio.Task[None]":
         return asyncio.get_running_loop().create_task(connection.serve())

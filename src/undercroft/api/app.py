@@ -10,10 +10,11 @@ import structlog
 from undercroft.api import errors
 from undercroft.api.bodies import discard_rest
 from undercroft.api.dialects import answers_for, project_of
-from undercroft.api.request import Receive, Request, Scope, Send
+from undercroft.api.request import SERVER, Receive, Request, Scope, Send
 from undercroft.api.routing import Route, Router, decoded
-from undercroft.auth.grants import Gate, Question
+from undercroft.auth.grants import Gate, Question, Right, Standing
 from undercroft.errors import DataDirectoryError, ForbiddenError
+from undercroft.http.repeats import REPEAT, Answer, Repeat
 
 log = structlog.get_logger(__name__)
 
@@ -44,8 +45,29 @@ class Application:
             await self._answer(request, scope, error)
         if self._logs_requests:
             self._log(request, scope, started)
+        elif request.repeat is not None:
+            scope[REPEAT] = self._repeat_of(request, scope["raw_path"], request.repeat)
         if not request.body_over and request.method != "GET":
             await discard_rest(request)
+
+    def _repeat_of(self, request: Request, raw_path: bytes, repeat: Repeat) -> Repeat | None:
+        """How the request is answered when it comes again: to who may still ask, under an id of its own."""
+        standing: Standing | None = None
+        if self._gate is not None:
+            standing = self._gate.standing(_question(request, raw_path, "read"))
+            if standing is None:
+                return None
+        if b"x-request-id" in request.headers:
+            return None
+
+        def answer() -> Answer | None:
+            found = repeat() if standing is None or standing() else None
+            if found is None:
+                return None
+            headers = (*found.headers, SERVER, (b"x-request-id", self._next_id()))
+            return Answer(found.status, headers, found.body)
+
+        return answer
 
     def _log(self, request: Request, scope: Scope, started: float) -> None:
         log.debug(
@@ -63,7 +85,7 @@ class Application:
                 # No build tool sends it. A page in a browser could otherwise write to a node on loopback.
                 raise ForbiddenError("a request with an Origin comes from a browser, and those may not write")
             if self._gate is not None and route.needs != "nothing":
-                request.caller = await self._gate.admit(_question(request, raw_path, route))
+                request.caller = await self._gate.admit(_question(request, raw_path, route.needs))
             await route.endpoint(request)
         else:
             await errors.no_route(request, methods, answers_for(raw_path))
@@ -84,14 +106,17 @@ class Application:
         given = request.headers.get(b"x-request-id", b"")
         if 0 < len(given) <= REQUEST_ID_BYTES and given.isascii() and given.decode().isprintable():
             return given
+        return self._next_id()
+
+    def _next_id(self) -> bytes:
         self._count += 1
         return f"{self._ids}-{self._count:x}".encode()
 
 
-def _question(request: Request, raw_path: bytes, route: Route) -> Question:
+def _question(request: Request, raw_path: bytes, right: Right) -> Question:
     """What the gate is asked about a request."""
     authorization = request.headers.get(b"authorization")
-    return Question(authorization, route.needs, lambda: project_of(request, raw_path), request.request_id)
+    return Question(authorization, right, lambda: project_of(request, raw_path), request.request_id)
 
 
 def _about(request: Request, scope: Scope) -> dict[str, str]:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from sys import intern
 from typing import NamedTuple, TypeAlias
 
 from undercroft import errors as node_errors
@@ -12,6 +14,7 @@ from undercroft.api.accel import Accel
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
 from undercroft.artifacts import CacheArtifacts
+from undercroft.http.repeats import Answer, Headers, Repeat
 from undercroft.read_through import Lookup, ReadThrough, Source
 from undercroft.storage.layout import project_of, scoped_key
 from undercroft.storage.open_artifact import OpenArtifact
@@ -110,6 +113,8 @@ class ArtifactRoutes:
                 headers = [*self.caching, *headers, *_digest(found, digest_header)]
                 sent = await self._send(request, found, headers)
                 result = "hit" if source is Source.DISK else "s3_hit"
+                if source is Source.DISK and admit is None and request.caller.scope is None:
+                    request.repeat = self._repeat(request, key, found, headers)
             finally:
                 found.close()
         finally:
@@ -123,6 +128,31 @@ class ArtifactRoutes:
             if location is not None:
                 return await responses.handed_over(request, found, headers, location)
         return await responses.artifact(request, found, headers)
+
+    def _repeat(
+        self, request: Request, key: str, found: OpenArtifact, headers: list[tuple[bytes, bytes]]
+    ) -> Repeat | None:
+        """How the same is served again, as long as it is the same: small, and asked for whole."""
+        if self.accel is not None or not responses.is_repeatable(request, found):
+            return None
+        head = responses.repeated_head(found, headers)
+        metadata = {"tool": self.tool, "project": intern(project_of(key)), "result": "hit"}
+        return partial(self._serve_again, key, found.content_sha256, head, metadata)
+
+    def _serve_again(
+        self, key: str, sha256: str | None, head: Headers, metadata: dict[str, str]
+    ) -> Answer | None:
+        found = self.artifacts.read_again(key)
+        if found is None:
+            return None
+        try:
+            body = responses.at_once(found) if found.content_sha256 == sha256 else None
+        finally:
+            found.close()
+        if body is None:
+            return None
+        self.telemetry.emit(events.DOWNLOAD, {"bytes": len(body)}, metadata)
+        return Answer(200, head, body)
 
     async def peek(self, request: Request, key: str, admit: Admit) -> Admitted | None:
         """What GET would serve, closed already: its size and headers. Not counted as a download."""

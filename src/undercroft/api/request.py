@@ -6,10 +6,14 @@ from urllib.parse import parse_qsl
 
 from undercroft.auth.grants import ANYBODY
 from undercroft.errors import BadRequestError
+from undercroft.http.repeats import Repeat
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# The server cannot be told to leave its own name out, only to send another.
+SERVER = (b"server", b"undercroft")
 
 
 class Request:
@@ -24,6 +28,7 @@ class Request:
         "query_string",
         "receive",
         "received",
+        "repeat",
         "request_id",
         "send",
         "status",
@@ -41,6 +46,9 @@ class Request:
         """Bytes of the body read so far."""
         self.body_over = False
         """Whether there is nothing more to read: the body is complete, or no more of it will come."""
+        self.repeat: Repeat | None = None
+        """How it is answered when it comes again, where that takes no more than to look something up; without
+        the headers that every answer has."""
         self.request_id = b""
         self.caller = ANYBODY
         self.status = 0
@@ -49,8 +57,7 @@ class Request:
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Sends status and headers."""
         self.status = status
-        # The server cannot be told to leave its own name out, only to send another.
-        headers += [(b"server", b"undercroft"), (b"x-request-id", self.request_id)]
+        headers += [SERVER, (b"x-request-id", self.request_id)]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def finish(self, body: bytes = b"", *, more: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from undercroft.api.request import Request
+from undercroft.http.repeats import Answer, Headers
 from undercroft.storage.open_artifact import OpenArtifact
 
 # A file of at most this size is sent as one body; of a larger one this much is in memory at a time.
@@ -15,6 +16,14 @@ CHUNK_BYTES = 1 << 20
 
 # A reader that takes nothing for so long has gone, or never meant to read.
 SEND_TIMEOUT_S = 60
+
+
+# An artifact of at most this size may be read and sent without waiting for anything: a copy of it takes less
+# than the rest of the request.
+SMALL_BYTES = 64 << 10
+
+OCTETS = (b"content-type", b"application/octet-stream")
+ACCEPTS_RANGES = (b"accept-ranges", b"bytes")
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -41,6 +50,12 @@ async def content(
     head = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *(headers or ())]
     await request.start(status, head)
     await request.finish(b"" if request.method == "HEAD" else body)
+
+
+async def whole(request: Request, answer: Answer) -> None:
+    """An answer that is there whole."""
+    await request.start(answer.status, [*answer.headers])
+    await request.finish(bytes(answer.body))
 
 
 async def json(request: Request, status: int, value: Any) -> None:
@@ -89,7 +104,7 @@ async def artifact(request: Request, found: OpenArtifact, headers: list[tuple[by
     The caller closes the descriptor.
     """
     tag = etag(found)
-    common = [(b"etag", tag), (b"accept-ranges", b"bytes"), *headers]
+    common = [(b"etag", tag), ACCEPTS_RANGES, *headers]
     if _has_tag(request.headers.get(b"if-none-match"), tag):
         await empty(request, 304, common)
         return 0
@@ -109,7 +124,7 @@ async def handed_over(
 ) -> int:
     """Lets a proxy send the artifact from `location`, or the part that was asked for; answers its bytes."""
     tag = etag(found)
-    common = [(b"etag", tag), (b"accept-ranges", b"bytes"), *headers]
+    common = [(b"etag", tag), ACCEPTS_RANGES, *headers]
     if _has_tag(request.headers.get(b"if-none-match"), tag):
         await empty(request, 304, common)
         return 0
@@ -120,6 +135,27 @@ async def handed_over(
     # The proxy makes of a range what `artifact` would.
     span = _asked_span(request, found, tag) or Span(0, found.size)
     return max(0, span.end - span.start)
+
+
+def is_repeatable(request: Request, found: OpenArtifact) -> bool:
+    """Whether the answer sent was all of a small artifact, and will be as long as its digest is the same."""
+    is_whole = request.status == 200 and request.method == "GET" and found.reached is None
+    return is_whole and found.content_sha256 is not None and found.size <= SMALL_BYTES
+
+
+def repeated_head(found: OpenArtifact, headers: list[tuple[bytes, bytes]]) -> Headers:
+    """The headers that went before it."""
+    length = (b"content-length", b"%d" % found.size)
+    return (OCTETS, length, (b"etag", etag(found)), ACCEPTS_RANGES, *headers)
+
+
+def at_once(found: OpenArtifact) -> bytearray | None:
+    """All of a small artifact, if the kernel has it in memory and says so (RWF_NOWAIT, man 2 preadv2)."""
+    body = bytearray(found.size)
+    try:
+        return body if os.preadv(found.descriptor, [body], 0, os.RWF_NOWAIT) == found.size else None
+    except OSError:
+        return None  # who asks in full waits for it, or learns what is wrong
 
 
 def etag(found: OpenArtifact) -> bytes:
@@ -152,7 +188,7 @@ async def _send(
     request: Request, found: OpenArtifact, status: int, span: Span, headers: list[tuple[bytes, bytes]]
 ) -> int:
     length = span.end - span.start
-    head = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % length), *headers]
+    head = [OCTETS, (b"content-length", b"%d" % length), *headers]
     if request.method == "HEAD":
         await request.start(status, head)
         await request.finish()

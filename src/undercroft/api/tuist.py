@@ -1,6 +1,7 @@
 """Tuist's cache API: key values, CAS artifacts and Gradle entries, with the project in the query."""
 
 import re
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -13,6 +14,7 @@ from undercroft.api.routing import COMPONENT, JSON, OCTETS, Route
 from undercroft.api.services import Services
 from undercroft.api.tuist_project import HANDLES, project_in
 from undercroft.errors import BadRequestError
+from undercroft.http.repeats import Answer
 from undercroft.storage.layout import artifact_key, key_value_key, safe_component
 from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
@@ -23,6 +25,8 @@ _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 
 # What is told of each request, made once: this is the hot path.
 ONE = {"count": 1}
+
+JSON_TYPE = (b"content-type", b"application/json")
 
 # Of a request that does not say, or not rightly.
 NO_PROJECT = "(unknown)"
@@ -167,15 +171,26 @@ class TuistApi:
         """Answers the values of a key."""
         account, project = project_in(request)
         cas_id, scope = _component(request, "cas_id"), request.caller.scope
-        payload = self.key_values.get(key_value_key(account, project, cas_id, scope))
-        if payload is None and scope is not None:
-            payload = self.key_values.get(key_value_key(account, project, cas_id))
-        result = "miss" if payload is None else "hit"
-        self.telemetry.emit(events.KEY_VALUE_GET, ONE, {"result": result, "project": f"{account}/{project}"})
-        if payload is None:
+        own, where = key_value_key(account, project, cas_id, scope), f"{account}/{project}"
+        answer = self._answer(own, where)
+        if answer is None and scope is not None:
+            answer = self._answer(key_value_key(account, project, cas_id), where)
+        if answer is None:
+            self.telemetry.emit(events.KEY_VALUE_GET, ONE, {"result": "miss", "project": where})
             await responses.message(request, 404, "no values are stored under this key")
-        else:
-            await responses.content(request, 200, payload.encode(), b"application/json")
+            return
+        if scope is None and request.method == "GET":
+            request.repeat = partial(self._answer, own, where)
+        await responses.whole(request, answer)
+
+    def _answer(self, key: str, project: str) -> Answer | None:
+        """The payload of a row key; None for a miss, which is not counted."""
+        payload = self.key_values.get(key)
+        if payload is None:
+            return None
+        self.telemetry.emit(events.KEY_VALUE_GET, ONE, {"result": "hit", "project": project})
+        body = payload.encode()
+        return Answer(200, (JSON_TYPE, (b"content-length", b"%d" % len(body))), body)
 
     # --- artifacts --------------------------------------------------------------------------------
 

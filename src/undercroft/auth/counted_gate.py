@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from undercroft.auth.grants import Caller, Gate, Question
+from undercroft.auth.grants import Caller, Gate, Question, Standing
 from undercroft.errors import AccessUnknownError, ForbiddenError, ReadOnlyError, UnauthenticatedError
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
@@ -34,6 +34,10 @@ class CountedGate:
                 reason = "missing"
             self._telemetry.emit(events.AUTH_REFUSED, {"count": 1}, {"reason": reason})
             raise
+
+    def standing(self, asked: Question) -> Standing | None:
+        """See `Gate`."""
+        return self._gate.standing(asked)
 
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
         """See `Gate`."""

@@ -46,6 +46,10 @@ class Question(NamedTuple):
     request_id: bytes = b""
 
 
+Standing: TypeAlias = Callable[[], bool]
+"""Whether who was let in would be let in again now; False also where that cannot be said at once."""
+
+
 class Gate(Protocol):
     """Lets requests in."""
 
@@ -54,6 +58,12 @@ class Gate(Protocol):
 
         Raises `UnauthenticatedError`, `ForbiddenError`, `ReadOnlyError`, `AccessUnknownError`, and what
         `asked.project` raises.
+        """
+
+    def standing(self, asked: Question) -> Standing | None:
+        """How to look whether the same may be asked once more; None where that takes asking in full.
+
+        For what was admitted. It holds no secret.
         """
 
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:

@@ -12,7 +12,7 @@ import apsw
 import msgspec
 
 from undercroft.auth.credentials import Token, new_token, token_of
-from undercroft.auth.grants import Caller, Grant, Question, admit_anonymous
+from undercroft.auth.grants import Caller, Grant, Question, Standing, admit_anonymous
 from undercroft.clock import now_us
 from undercroft.database import Database, transaction
 from undercroft.database.insisting import insisting
@@ -150,25 +150,47 @@ class TokenGate:
         self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
         return row.grant.caller
 
+    def standing(self, asked: Question) -> Standing | None:
+        """See `Gate`. Once in `FRESH_S` somebody has to ask in full."""
+        if asked.authorization is None:
+            return lambda: True
+        key = _digest(asked.authorization)
+        admitted = self._fresh(key)
+        if admitted is None:
+            return None
+
+        def stands() -> bool:
+            row = self._fresh(key)
+            if row is None or row.grant != admitted.grant or _flaw(row) is not None:
+                return False
+            self._telemetry.emit(events.AUTH_CACHE, {"count": 1}, {"result": "hit"})
+            self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
+            return True
+
+        return stands
+
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
         """See `Gate`."""
         return self._row_of(authorization).grant.readable(projects)
 
     def _row_of(self, authorization: bytes) -> _Row:
         """The row of who knows the secret. Raises `UnauthenticatedError`."""
-        # The digest, so that no secret stays in memory.
-        key = hashlib.blake2b(authorization, digest_size=16).digest()
-        checked_at, row = self._known.get(key, (0.0, None))
-        now = time.monotonic()
-        fresh = row is not None and now - checked_at <= FRESH_S
-        self._telemetry.emit(events.AUTH_CACHE, {"count": 1}, {"result": "hit" if fresh else "miss"})
-        if row is None or not fresh:
+        key = _digest(authorization)
+        row = self._fresh(key)
+        self._telemetry.emit(events.AUTH_CACHE, {"count": 1}, {"result": "miss" if row is None else "hit"})
+        if row is None:
             row = self._verified(token_of(authorization))
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
-            self._known[key] = (now, row)
-        _check_validity(row)
+            self._known[key] = (time.monotonic(), row)
+        if (flaw := _flaw(row)) is not None:
+            raise UnauthenticatedError(flaw)
         return row
+
+    def _fresh(self, key: bytes) -> _Row | None:
+        """What the table said a moment ago of who sent a credential with this digest."""
+        known = self._known.get(key)
+        return known[1] if known is not None and time.monotonic() - known[0] <= FRESH_S else None
 
     def _verified(self, token: Token) -> _Row:
         found = self._database.find(SELECT, token.id)
@@ -180,13 +202,19 @@ class TokenGate:
         return _Row(secret_sha256, grant, expires_at, revoked_at)
 
 
-def _check_validity(row: _Row) -> None:
-    """Only who knows the secret gets as far as hearing this."""
+def _flaw(row: _Row) -> str | None:
+    """Why a token lets nobody in. Only who knows the secret gets as far as hearing this."""
     if row.revoked_at is not None:
-        raise UnauthenticatedError(f"token {row.grant.caller.name} was revoked")
+        return f"token {row.grant.caller.name} was revoked"
     if row.expires_at is not None and now_us() >= row.expires_at:
         expired = datetime.fromtimestamp(row.expires_at / 1_000_000, UTC)
-        raise UnauthenticatedError(f"token {row.grant.caller.name} expired on {expired:%Y-%m-%d %H:%M} UTC")
+        return f"token {row.grant.caller.name} expired on {expired:%Y-%m-%d %H:%M} UTC"
+    return None
+
+
+def _digest(authorization: bytes) -> bytes:
+    """What a credential is remembered by, so that no secret stays in memory."""
+    return hashlib.blake2b(authorization, digest_size=16).digest()
 
 
 def _hash(secret: str) -> bytes:

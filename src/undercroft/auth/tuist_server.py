@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 from undercroft.auth.credentials import password_of
-from undercroft.auth.grants import Caller, Question, admit_anonymous
+from undercroft.auth.grants import Caller, Question, Standing, admit_anonymous
 from undercroft.auth.tuist_client import Listed, Refused, Reply, TuistClient, Unknown
 from undercroft.auth.tuist_jwt import NAMELESS, TuistToken, TuistTokens
 from undercroft.errors import AccessUnknownError, ForbiddenError, UnauthenticatedError, UndercroftError
@@ -122,6 +122,11 @@ class TuistGate:
             await self._decide(asked, asked.authorization, None)
             raise
         return await self._decide(asked, asked.authorization, project)
+
+    def standing(self, asked: Question) -> Standing | None:
+        """See `Gate`. What the server says holds for a while only."""
+        del asked
+        return None
 
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
         """See `Gate`. Nothing of it is remembered."""

@@ -116,6 +116,8 @@ class Generations(Generic[StateT, EventT]):
         return self._newest_word(key)[0]
 
     def _newest_word(self, key: Hashable) -> tuple[int | None, Any]:
+        if not self._all.rows:
+            return None, None  # as most of the time, and every read asks
         for generation in reversed(self.all()):
             found = self._table.pending(generation.state, key)
             if found is not None:

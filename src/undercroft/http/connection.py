@@ -5,45 +5,24 @@ The parser is llhttp, by way of httptools. Everything runs on the event loop, in
 
 import asyncio
 from collections import deque
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 import msgspec
 
-from undercroft.http.exchange import STATUS_LINES, Application, Exchange, Headers
+from undercroft.http.exchange import STATUS_LINES, Exchange, Headers, pieces_of
 from undercroft.http.limits import (
     ANSWER_BYTES,
     BODY_BYTES,
     HEADER_BYTES,
     LINGER_BYTES,
     SLICE_BYTES,
-    Limits,
 )
+from undercroft.http.owner import Owner
 from undercroft.http.parsing import RefusedRequestError, refusal_of, scope_of, without_upgrade
+from undercroft.http.repeats import REQUEST_BYTES
 
 NOTHING = memoryview(b"")
-
-
-class Owner(Protocol):
-    """Who keeps the connections."""
-
-    application: Application
-    limits: Limits
-    date_line: bytes
-    busy: set["HttpConnection"]
-    """Those with a request that is being answered, whether its client is still there or not."""
-
-    def opened(self, connection: "HttpConnection") -> None:
-        """A client has connected."""
-        ...
-
-    def closed(self, connection: "HttpConnection") -> None:
-        """It is gone."""
-        ...
-
-    def start(self, connection: "HttpConnection") -> "asyncio.Task[None]":
-        """Runs `connection.serve`."""
-        ...
 
 
 class HttpConnection(asyncio.Protocol):
@@ -126,8 +105,26 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come; there are none unread, or the transport would not read."""
+        may_be_whole = self._is_between_requests and len(data) <= REQUEST_BYTES
+        if may_be_whole and self._repeats(data):
+            return
         self._unread = memoryview(data)
         self._go_on()
+        if may_be_whole and len(self._queue) == 1 and self._receiving is None and not self._in_head:
+            self._queue[0].wording = data
+
+    @property
+    def _is_between_requests(self) -> bool:
+        """Whether what comes next begins a request that can be answered at once."""
+        return self.may_make_way and not (self._in_head or self._refusal or self._lingering or self._drain)
+
+    def _repeats(self, data: bytes) -> bool:
+        """Whether it was a request that came before, word for word, and is answered."""
+        answer = self._owner.repeats.answer(data)
+        if answer is not None:
+            self.waits_since = self._loop.time()
+            self._owner.write_soon(self, pieces_of(answer, self._owner.date_line))
+        return answer is not None
 
     def _go_on(self) -> None:
         """Parses what is unread until a request has to wait, and reads on when nothing is left.
@@ -253,7 +250,7 @@ class HttpConnection(asyncio.Protocol):
                 self._owner.busy.add(self)
                 self._go_on()
                 await self._owner.application(exchange.scope, exchange.receive, exchange.send)
-                if self._queue:
+                if self._queue or self._drain is not None:
                     await self._give_way()
                 self._current = None
                 self._owner.busy.discard(self)
@@ -271,7 +268,7 @@ class HttpConnection(asyncio.Protocol):
             self._finish()
 
     async def _give_way(self) -> None:
-        """Between two requests that came at once: others get their turn, and the client reads its answers."""
+        """Before the next of several requests others get their turn, and the client reads its answers."""
         await asyncio.sleep(0)
         await self.drained()
 
@@ -300,6 +297,8 @@ class HttpConnection(asyncio.Protocol):
         if not exchange.complete:
             self._lingering = 1
             return False
+        if exchange.wording is not None and (repeat := exchange.repeat) is not None:
+            self._owner.repeats.remember(exchange.wording, repeat)
         return exchange.keep_alive
 
     def _send_refusal(self, refusal: RefusedRequestError) -> None:
@@ -334,7 +333,7 @@ class HttpConnection(asyncio.Protocol):
         """The header with the time of an answer."""
         return self._owner.date_line
 
-    def write(self, *pieces: bytes) -> None:
+    def write(self, *pieces: bytes | bytearray) -> None:
         """Hands bytes to the transport; nothing happens once the client has gone."""
         if self._transport is not None and not self._transport.is_closing():
             if len(pieces) == 1:

@@ -6,7 +6,9 @@ https://asgi.readthedocs.io/en/latest/specs/www.html
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
+
+from undercroft.http.repeats import REPEAT, Answer, Repeat
 
 Event: TypeAlias = MutableMapping[str, Any]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -14,6 +16,9 @@ Application: TypeAlias = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]],
     Awaitable[None],
 ]
+
+Pieces: TypeAlias = "list[bytes | bytearray]"
+"""Of an answer, in the order in which they are written."""
 
 STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
@@ -73,6 +78,7 @@ class Exchange:
         "pieces",
         "scope",
         "to_come",
+        "wording",
     )
 
     def __init__(self, wire: Wire, scope: MutableMapping[str, Any], *, keep_alive: bool) -> None:
@@ -103,6 +109,8 @@ class Exchange:
         self._left: int | None = None
         self.answered = False
         """Whether the whole answer was handed to the transport."""
+        self.wording: bytes | None = None
+        """All bytes of the request, if they came at once and alone."""
 
     # --- the body ---------------------------------------------------------------------------------
 
@@ -151,6 +159,13 @@ class Exchange:
 
     # --- the answer -------------------------------------------------------------------------------
 
+    @property
+    def repeat(self) -> Repeat | None:
+        """How the request can be answered when it comes again word for word, if it can."""
+        if self.wording is None or self._http_10 or not (self.keep_alive and self.answered):
+            return None
+        return cast("Repeat | None", self.scope.get(REPEAT))
+
     async def send(self, event: Event) -> None:
         """A piece of the answer. Returns when there is room for the next one."""
         if event["type"] == "http.response.start":
@@ -159,7 +174,7 @@ class Exchange:
             await self._continue(event.get("body", b""), more=event.get("more_body", False))
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines = [status_line(status)]
         length: int | None = None
         for name, value in headers:
             lines.append(b"%b: %b\r\n" % (name, value))
@@ -211,6 +226,22 @@ class Exchange:
             # With less than was announced the connection cannot go on.
             self.keep_alive = self.keep_alive and not self._left
             self.answered = not self._left
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer."""
+    return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def pieces_of(answer: Answer, date_line: bytes) -> Pieces:
+    """What is to be written of an answer that is there whole, on a connection that stays open."""
+    lines: Pieces = [status_line(answer.status)]
+    lines += [b"%b: %b\r\n" % header for header in answer.headers]
+    lines += (date_line, b"\r\n")
+    if len(answer.body) <= JOINED_BYTES:
+        lines.append(answer.body)
+        return [b"".join(lines)]
+    return [b"".join(lines), answer.body]
 
 
 def _chunk(body: bytes, *, last: bool) -> bytes:

@@ -7,8 +7,9 @@ from email.utils import formatdate
 
 from undercroft.errors import ListenError
 from undercroft.http.connection import HttpConnection
-from undercroft.http.exchange import Application
+from undercroft.http.exchange import Application, Pieces
 from undercroft.http.limits import Limits
+from undercroft.http.repeats import Repeats
 
 # Connections the kernel keeps for us until they are accepted.
 BACKLOG = 1_024
@@ -52,6 +53,8 @@ class HttpServer:
         self.limits = limits or Limits()
         self.date_line = b""
         """When answers are sent, to the second (RFC 9110, 6.6.1)."""
+        self.repeats = Repeats()
+        self._answers: list[tuple[HttpConnection, Pieces]] = []
         self._bound = bound
         self._connections: set[HttpConnection] = set()
         self.busy: set[HttpConnection] = set()
@@ -140,3 +143,14 @@ class HttpServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def write_soon(self, connection: HttpConnection, pieces: Pieces) -> None:
+        """See `Owner`. A client on the same machine is woken once for many answers, not by each."""
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._write_answers)
+        self._answers.append((connection, pieces))
+
+    def _write_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        for connection, pieces in answers:
+            connection.write(*pieces)

@@ -54,6 +54,13 @@ class VerifiedFiles(Generic[RowT]):
             if len(self._files) > MAX_FILES:
                 del self._files[next(iter(self._files))]
 
+    def update(self, row: RowT, newer: RowT) -> None:
+        """Puts `newer` in the place of a row that is remembered, if it is still that one."""
+        with self._adding:
+            known = self._files.get(row.key)
+            if known is not None and known.row is row:
+                self._files[row.key] = known._replace(row=newer)
+
     def forget(self, key: str) -> None:
         """Forgets a file that is gone."""
         with self._adding:
