@@ -23,7 +23,7 @@ Ack: TypeAlias = Literal["committed", "buffered"]
 ArtifactBuffer: TypeAlias = SQLiteBuffer[CacheArtifactsState, ArtifactEvent]
 
 
-# What is asked for over and over is recorded as used once in so long: docs/decisions/0006-access-resolution.md.
+# What is asked for over and over is recorded as used so often: docs/decisions/0006-access-resolution.md.
 ACCESS_RESOLUTION_US = 1_000_000
 
 
@@ -82,7 +82,7 @@ class ArtifactRows:
         self._buffer.enqueue_nowait(ArtifactAccess(row.key, row.size_bytes, now_us()))
 
     def track_repeated_access(self, row: ArtifactAccess) -> ArtifactAccess:
-        """Records that the artifact is used now, unless the row says so already; answers the row it has then."""
+        """Records that the artifact is used now, unless the row says so already; answers its row."""
         now = now_us()
         if 0 <= now - row.accessed_at < ACCESS_RESOLUTION_US:
             return row

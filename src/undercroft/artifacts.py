@@ -22,15 +22,7 @@ from undercroft.storage.label import Label, label_of
 from undercroft.storage.open_artifact import OpenArtifact
 from undercroft.storage.open_file import FoundFile, OpenFile, sha256_of
 from undercroft.storage.proofs import Proofs
-from undercroft.storage.upload import (
-    UNKNOWN_ORIGIN,
-    Arrival,
-    Origin,
-    Stored,
-    Upload,
-    nobody,
-    told_of_no_room,
-)
+from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Stored, Upload, nobody, told_of_no_room
 from undercroft.storage.verified_files import VerifiedFiles
 from undercroft.storage.witnesses import Witness, Witnesses
 
@@ -186,7 +178,8 @@ class CacheArtifacts:
             return None
         row = self._verified.row(key, file)
         if row is None or file.size > VERIFY_MAX_BYTES:
-            return os.close(file.descriptor)
+            os.close(file.descriptor)
+            return None
         self._verified.update(row, self._rows.track_repeated_access(row))
         return OpenArtifact(file.descriptor, file.size, row.content_sha256)
 
