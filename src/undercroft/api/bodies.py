@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from undercroft.api.request import Request
+from undercroft.api.request import Event, Request
 from undercroft.errors import BodyTimeoutError, IncompleteBodyError, TooLargeError, UndercroftError
 
 # What is read of a body nobody wants, so that the client sees its answer. More is cut off.
@@ -38,8 +38,13 @@ class Body:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""
+        while (chunk := await self._next()) is not None:
+            yield chunk
+
+    async def _next(self) -> bytes | None:
+        """More of the body, None at its end."""
         # The server reports the end of a body in an event of its own; who counts need not wait for it.
-        more = self.received != self.declared
+        more = not self._request.body_over and self.received != self.declared
         while more:
             chunk, more = await self._receive()
             self._request.received += len(chunk)
@@ -47,24 +52,31 @@ class Body:
             self._request.body_over = not more
             self._check(self.received)
             if chunk:
-                yield chunk
+                return chunk
         self._request.body_over = True
         if self.declared is not None and self.received != self.declared:
             raise IncompleteBodyError(f"the body ended after {self._progress()}")
+        return None
 
     async def _receive(self) -> tuple[bytes, bool]:
+        if self._request.is_here():
+            event = await self._request.receive()  # at once: a timer would cost more than that
+        else:
+            event = await self._in_time()
+        if event["type"] != "http.request":
+            self._request.body_over = True
+            raise IncompleteBodyError(f"the client left after {self._progress()}")
+        return event.get("body", b""), event.get("more_body", False)
+
+    async def _in_time(self) -> Event:
         try:
             async with asyncio.timeout(self._read_timeout_ms / 1_000):
-                event = await self._request.receive()
+                return await self._request.receive()
         except TimeoutError:
             self._request.body_over = True
             raise BodyTimeoutError(
                 f"nothing came for {self._read_timeout_ms} ms after {self._progress()}"
             ) from None
-        if event["type"] != "http.request":
-            self._request.body_over = True
-            raise IncompleteBodyError(f"the client left after {self._progress()}")
-        return event.get("body", b""), event.get("more_body", False)
 
     def _progress(self) -> str:
         return (
@@ -73,11 +85,14 @@ class Body:
 
     async def whole(self) -> bytes:
         """The whole body in memory."""
-        return b"".join([chunk async for chunk in self.chunks()])
+        chunks = []
+        while (chunk := await self._next()) is not None:
+            chunks.append(chunk)
+        return b"".join(chunks)
 
     async def drain(self) -> None:
         """Reads the body and forgets it."""
-        async for _ in self.chunks():
+        while await self._next() is not None:
             pass
 
 

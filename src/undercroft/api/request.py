@@ -6,14 +6,20 @@ from urllib.parse import parse_qsl
 
 from undercroft.auth.grants import ANYBODY
 from undercroft.errors import BadRequestError
+from undercroft.http.exchange import IS_HERE
 from undercroft.http.repeats import Repeat
 
 Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Event: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Event]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # The server cannot be told to leave its own name out, only to send another.
 SERVER = (b"server", b"undercroft")
+
+
+def _not_known() -> bool:
+    return False
 
 
 class Request:
@@ -23,6 +29,7 @@ class Request:
         "body_over",
         "caller",
         "headers",
+        "is_here",
         "method",
         "parameters",
         "query_string",
@@ -39,6 +46,8 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.query_string: bytes = scope["query_string"]
         self.receive = receive
+        self.is_here: Callable[[], bool] = scope.get(IS_HERE, _not_known)
+        """Whether `receive` need not wait."""
         self.send = send
         self.parameters: list[str] = []
         """The decoded components of the path that its route names, in order."""

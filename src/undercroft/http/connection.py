@@ -249,13 +249,14 @@ class HttpConnection(asyncio.Protocol):
                 exchange = self._current = self._queue.popleft()
                 self._owner.busy.add(self)
                 self._go_on()
-                await self._owner.application(exchange.scope, exchange.receive, exchange.send)
-                if self._queue or self._drain is not None:
+                await exchange.answered_by(self._owner.application)
+                goes_on = self._goes_on_after(exchange)
+                if goes_on and (self._queue or self._drain is not None):
                     await self._give_way()
                 self._current = None
                 self._owner.busy.discard(self)
                 self.waits_since = self._loop.time()
-                if not self._goes_on_after(exchange):
+                if not goes_on:
                     return
         except asyncio.CancelledError:
             self._abort()

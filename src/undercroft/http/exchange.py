@@ -20,6 +20,9 @@ Application: TypeAlias = Callable[
 Pieces: TypeAlias = "list[bytes | bytearray]"
 """Of an answer, in the order in which they are written."""
 
+IS_HERE = "undercroft.is_here"
+"""Where in the scope of a request a server leaves how to ask whether `receive` would answer at once."""
+
 STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -112,6 +115,15 @@ class Exchange:
         self.wording: bytes | None = None
         """All bytes of the request, if they came at once and alone."""
 
+    async def answered_by(self, application: Application) -> None:
+        """Has the application answer it. Raises what that raises."""
+        self.scope[IS_HERE] = self._is_here
+        try:
+            await application(self.scope, self.receive, self.send)
+        finally:
+            # It leads back here, so that a body would stay until garbage is collected.
+            del self.scope[IS_HERE]
+
     # --- the body ---------------------------------------------------------------------------------
 
     def add(self, piece: bytes) -> None:
@@ -135,13 +147,16 @@ class Exchange:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _is_here(self) -> bool:
+        return bool(self.pieces) or self.lost or (self.complete and not self._ended)
+
     async def receive(self) -> Event:
         """The next of the body, then `http.disconnect` when the client has gone."""
         if self.expects_continue:
             self.expects_continue = False
             if not self.complete and not self.pieces and self._head is None:
                 self._wire.write(CONTINUE)
-        while not self.lost and (self._ended or not (self.pieces or self.complete)):
+        while not self._is_here():
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
