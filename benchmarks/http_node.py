@@ -32,8 +32,11 @@ from benchmarks.servers import HOST, Server
 
 KEYS = 10_000
 CCACHE = "/ccache/acme/app"
+WARM_UP_S = 3
+"""Long enough that nearly every key is asked for once."""
 SAMPLE = 5
 """Answers of each kind that are compared with what was stored."""
+NEW_WORDS = "node, new words"
 FRONT = "nginx in front"
 BEHIND = "node behind nginx"
 ACCEL = "nginx in front, accel"
@@ -58,6 +61,15 @@ end
 GET_FILE = """
 request = function()
   return wrk.format(nil, string.format("{prefix}/%s%06d", "{name}", math.random({count})))
+end
+"""
+# Behind a GET: no request is like another.
+EACH_IN_NEW_WORDS = """
+local said = request
+local n = 0
+request = function()
+  n = n + 1
+  return (said():gsub("\\r\\n\\r\\n$", "\\r\\nX-Unlike: " .. n .. "{seed}\\r\\n\\r\\n"))
 end
 """
 PUT_FILE = """
@@ -87,6 +99,7 @@ def cases(seed: str, workers: Sequence[int]) -> list[Case]:
     put = filled_script(PUT_KEY_VALUE, seed=seed, query=QUERY)
     get = filled_script(GET_KEY_VALUE, query=QUERY, keys=KEYS)
     upload = filled_script(PUT_FILE, seed=seed)
+    anew = filled_script(EACH_IN_NEW_WORDS, seed=seed)
     found = [
         Case(
             "key value PUT",
@@ -94,7 +107,12 @@ def cases(seed: str, workers: Sequence[int]) -> list[Case]:
             "bare",
             dict.fromkeys(["node", *more, "buffered", "bare"], put),
         ),
-        Case("key value GET", "get_to_bare_handler", "bare", {"node": get, "query": get, "bare": get}),
+        Case(
+            "key value GET",
+            "get_to_bare_handler",
+            "bare",
+            {"node": get, NEW_WORDS: get + anew, "query": get, "bare": get},
+        ),
         Case(
             "upload 10 KiB",
             "upload_10k_to_bare_handler",
@@ -105,7 +123,7 @@ def cases(seed: str, workers: Sequence[int]) -> list[Case]:
     for name, (_, count) in FILES.items():
         node = filled_script(GET_FILE, prefix=CCACHE, name=name, count=count)
         nginx = filled_script(GET_FILE, prefix="", name=name, count=count)
-        scripts = {"node": node, FRONT: node, ACCEL: node, "nginx": nginx}
+        scripts = {"node": node, NEW_WORDS: node + anew, FRONT: node, ACCEL: node, "nginx": nginx}
         found.append(Case(f"artifact GET {name}", f"artifact_{name}_to_nginx", "nginx", scripts))
     return found
 
@@ -180,6 +198,8 @@ def started(work: Form, folder: Path) -> Iterator[dict[str, Server]]:
             stack.enter_context(servers.node(folder / f"node-{count}", workers=count))
             for count in work.workers
         ]
+        # One of its own: what it remembers in vain would push out what `node` remembers.
+        found.append(stack.enter_context(servers.node(folder / "anew", name=NEW_WORDS)))
         buffered = servers.node(folder / "buffered", settings={"ACK": "buffered"}, name="buffered")
         found.append(stack.enter_context(buffered))
         found.append(stack.enter_context(bare()))
@@ -231,12 +251,12 @@ def measure(work: Form, connections: int) -> Figures:
     """Every case on its servers in turn, so that a slow moment of the machine hits all of them."""
     figures: Figures = {}
     with workspace() as folder, started(work, folder) as running:
-        digests = fill([running["node"], running[BEHIND]], folder / "files")
+        digests = fill([running[name] for name in ("node", NEW_WORDS, BEHIND)], folder / "files")
         check(running, digests)
         for number in range(int(work.quick), work.rounds + 1):  # round 0 warms up
             for case in cases(f"{number:08x}", work.workers):
                 for name, script in case.scripts.items():
-                    length = work.seconds if number else 1
+                    length = work.seconds if number else WARM_UP_S
                     figure = wrk.load(running[name], script, folder, connections=connections, seconds=length)
                     if number:
                         figures.setdefault(case.name, {}).setdefault(name, []).append(figure)
@@ -283,7 +303,9 @@ def _medians(runs: list[wrk.Figures]) -> wrk.Figures:
 
 NOTE = (
     "`bare` is a handler on the same HTTP server that only parses the body, or answers a constant; `query` "
-    "makes one point query in SQLite for its answer and nothing else. `node` acknowledges after the commit, "
+    "makes one point query in SQLite for its answer and nothing else; both parse every request. What was "
+    "asked before in the same words the node does not parse; with `new words` nothing was. "
+    "`node` acknowledges after the commit, "
     "`buffered` at once. Keys of PUTs are unique; GETs go to random ones of "
     f"{KEYS:,} key values, 200 files of 16 KiB and 20 of 1 MiB. `nginx in front` passes on to a node what "
     "it is asked, and with `accel` (`http.accel_redirect`) sends the file that the node names; their "

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 REPEAT = "undercroft.repeat"
 """Where in the scope of a request an application leaves its `Repeat`."""
 
-# The oldest goes for a new one: 1.5 KB each, most of it headers.
+# That which was not asked for the longest goes for a new one; 1 KB each.
 MOST = 16_384
 
 # Longer ones are parsed.
