@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.http.test_connection import GET, LARGE, PUT, Peer, serving, until
-from undercroft.http.repeats import REPEAT, REQUEST_BYTES, Answer, Repeat, Repeats
+from tests.http.test_connection import GET, LARGE, PUT, Peer, echo, serving, until
+from undercroft.http.repeats import REPEAT, REQUEST_BYTES, Answer, Repeat, Repeats, words_of
 
 HEADERS = ((b"content-length", b"5"),)
 
@@ -32,7 +32,8 @@ class Asked:
         self.in_full += 1
         while (await receive()).get("more_body"):
             pass
-        scope[REPEAT] = self.repeat
+        if REPEAT in scope:
+            scope[REPEAT] = self.repeat
         await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
         await send({"type": "http.response.body", "body": b"first"})
 
@@ -45,19 +46,38 @@ async def asked(peer: Peer, *pieces: bytes) -> bytes:
     return await peer.answer()
 
 
-async def test_the_same_bytes_are_not_asked_in_full_twice() -> None:
+async def asked_twice(peer: Peer) -> None:
+    """From then on it is known how to answer it again."""
+    assert [await asked(peer, GET) for _ in range(2)] == [b"first"] * 2
+
+
+async def test_the_same_bytes_are_asked_in_full_twice_and_never_again() -> None:
     application = Asked()
     async with serving(application) as rig, rig.peer() as peer, rig.peer() as other:
-        assert [await asked(peer, GET) for _ in range(3)] == [b"first", b"again", b"again"]
-        assert await asked(other, GET) == b"again"
+        assert await asked(peer, GET) == b"first"
+        assert await asked(other, GET) == b"first"
+        assert [await asked(one, GET) for one in (peer, other, peer)] == [b"again"] * 3
         assert await asked(peer, GET.replace(b"q=1", b"q=2")) == b"first"
         assert await asked(peer, GET.replace(b"host: x", b"host: y")) == b"first"
-    assert (application.in_full, application.again) == (3, 3)
+    assert (application.in_full, application.again) == (4, 3)
+
+
+async def test_nothing_is_made_for_what_comes_once() -> None:
+    places: list[bool] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        places.append(REPEAT in scope)
+        await echo(scope, receive, send)
+
+    async with serving(application) as rig, rig.peer() as peer:
+        for _ in range(3):
+            await asked(peer, GET)
+        assert places == [False, True, True]
 
 
 async def test_a_repeated_answer_has_the_head_of_any_other() -> None:
     async with serving(Asked()) as rig, rig.peer() as peer:
-        await asked(peer, GET)
+        await asked_twice(peer)
         await peer.send(GET)
         status, headers = await peer.head()
         assert (status, headers[b"content-length"]) == (200, b"5")
@@ -70,7 +90,7 @@ async def test_bodies_of_any_size_arrive_whole(size: int) -> None:
     body = bytes(range(256)) * (size // 256 + 1)
     answer = Answer(200, ((b"content-length", b"%d" % size),), bytearray(body[:size]))
     async with serving(Asked(answer)) as rig, rig.peer() as peer:
-        await asked(peer, GET)
+        await asked_twice(peer)
         for _ in range(3):
             assert await asked(peer, GET) == body[:size]
 
@@ -78,17 +98,17 @@ async def test_bodies_of_any_size_arrive_whole(size: int) -> None:
 async def test_what_cannot_be_answered_at_once_is_asked_in_full() -> None:
     application = Asked()
     async with serving(application) as rig, rig.peer() as peer:
-        await asked(peer, GET)
-        rig.server.repeats.remember(GET, lambda: None)
+        await asked_twice(peer)
+        rig.server.repeats.remember(words_of(GET), lambda: None)
         assert [await asked(peer, GET) for _ in range(2)] == [b"first", b"again"]
-    assert application.in_full == 2
+    assert application.in_full == 3
 
 
 async def test_what_fails_is_asked_in_full() -> None:
     application = Asked(OSError("the disk is gone"))
     async with serving(application) as rig, rig.peer() as peer:
-        assert [await asked(peer, GET) for _ in range(3)] == [b"first"] * 3
-    assert (application.in_full, application.again) == (3, 2)
+        assert [await asked(peer, GET) for _ in range(4)] == [b"first"] * 4
+    assert (application.in_full, application.again) == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +124,7 @@ async def test_what_fails_is_asked_in_full() -> None:
 async def test_only_what_came_whole_alone_and_plain_is_remembered(pieces: tuple[bytes, ...]) -> None:
     application = Asked()
     async with serving(application) as rig, rig.peer() as peer:
-        for _ in range(2):
+        for _ in range(3):
             assert await asked(peer, *pieces) == b"first"
     assert application.again == 0
 
@@ -112,16 +132,17 @@ async def test_only_what_came_whole_alone_and_plain_is_remembered(pieces: tuple[
 async def test_a_request_with_a_body_is_remembered_only_with_its_body() -> None:
     application = Asked()
     async with serving(application) as rig, rig.peer() as peer:
-        assert await asked(peer, PUT) == b"first"
+        for _ in range(2):
+            assert await asked(peer, PUT) == b"first"
         assert await asked(peer, PUT.replace(b"hello", b"other")) == b"first"
         # The head alone is not the whole of a request.
-        for _ in range(2):
+        for _ in range(3):
             assert await asked(peer, PUT[:-5], b"hello") == b"first"
 
 
 async def test_two_requests_of_one_read_are_two_answers_each_time() -> None:
     async with serving(Asked()) as rig, rig.peer() as peer:
-        for _ in range(2):
+        for _ in range(3):
             assert await asked(peer, GET + GET) == b"first"
             assert await peer.answer() == b"first"
         assert await asked(peer, GET.replace(b"q=1", b"q=2")) == b"first"
@@ -131,7 +152,7 @@ async def test_the_last_request_of_a_connection_is_asked_in_full() -> None:
     application = Asked()
     last = GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
     async with serving(application) as rig:
-        for _ in range(2):
+        for _ in range(3):
             async with rig.peer() as peer:
                 assert await asked(peer, last) == b"first"
                 assert await peer.rest() == b""
@@ -141,7 +162,7 @@ async def test_answers_keep_the_order_of_their_requests() -> None:
     """A request that could be answered at once waits for the one before it."""
     application = Asked()
     async with serving(application) as rig, rig.peer() as peer:
-        await asked(peer, GET)
+        await asked_twice(peer)
         application.go.clear()
         await peer.send(GET.replace(b"q=1", b"q=slow"))
         await until(lambda: rig.server.busy)
@@ -157,7 +178,7 @@ async def test_a_head_that_has_begun_is_not_followed_by_a_request() -> None:
     application = Asked()
     begun = b"GET /begun HTTP/1.1\r\nx: "
     async with serving(application) as rig, rig.peer() as peer:
-        await asked(peer, GET)
+        await asked_twice(peer)
         await peer.send(begun)
         await asyncio.sleep(0.01)
         await peer.send(GET)
@@ -181,7 +202,8 @@ async def test_who_reads_no_answers_is_not_asked_for_more(again: bool) -> None:
             scope[REPEAT] = application.repeat
 
     async with serving(in_full) as rig, rig.peer() as peer:
-        await asked(peer, GET)
+        for _ in range(2):
+            await asked(peer, GET)
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket it can be
         for _ in range(count):
             await peer.send(GET)
@@ -191,7 +213,7 @@ async def test_who_reads_no_answers_is_not_asked_for_more(again: bool) -> None:
         peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
         for _ in range(count):
             assert await peer.answer() == bytes(LARGE)
-    assert application.in_full + application.again == count + 1
+    assert application.in_full + application.again == count + 2
     assert bool(application.again) == again
 
 
@@ -200,14 +222,14 @@ async def test_a_client_that_has_gone_is_written_nothing() -> None:
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, failure: failures.append(failure))
     async with serving(Asked()) as rig, rig.peer() as peer:
-        await asked(peer, GET)
+        await asked_twice(peer)
         (connection,) = rig.server._connections
 
         def repeat() -> Answer:
             connection.connection_lost(None)
             return Answer(200, HEADERS, b"again")
 
-        rig.server.repeats.remember(GET, repeat)
+        rig.server.repeats.remember(words_of(GET), repeat)
         await peer.send(GET)
         await until(lambda: not rig.server._connections)
         await asyncio.sleep(0.01)
@@ -216,7 +238,7 @@ async def test_a_client_that_has_gone_is_written_nothing() -> None:
 
 async def test_idle_time_counts_from_the_last_answer() -> None:
     async with serving(Asked(), idle_s=0.3) as rig, rig.peer() as peer:
-        await asked(peer, GET)
+        await asked_twice(peer)
         for _ in range(8):
             await asyncio.sleep(0.1)
             assert await asked(peer, GET) == b"again"
@@ -247,3 +269,9 @@ def test_what_could_not_be_answered_at_once_is_not_tried_again() -> None:
     repeats.remember(b"a", fails)
     assert [repeats.answer(b"a") for _ in range(2)] == [None, None]
     assert tried == 1
+
+
+def test_words_that_came_are_forgotten_in_their_order() -> None:
+    repeats = Repeats(most_came=2)
+    assert [repeats.came_before(words) for words in (b"a", b"b", b"a", b"c")] == [False, False, True, False]
+    assert [repeats.came_before(words) for words in (b"b", b"a")] == [True, False]

@@ -113,7 +113,7 @@ class ArtifactRoutes:
                 headers = [*self.caching, *headers, *_digest(found, digest_header)]
                 sent = await self._send(request, found, headers)
                 result = "hit" if source is Source.DISK else "s3_hit"
-                if source is Source.DISK and admit is None and request.caller.scope is None:
+                if request.may_come_again and source is Source.DISK and admit is None:
                     request.repeat = self._repeat(request, key, found, headers)
             finally:
                 found.close()
@@ -133,7 +133,8 @@ class ArtifactRoutes:
         self, request: Request, key: str, found: OpenArtifact, headers: list[tuple[bytes, bytes]]
     ) -> Repeat | None:
         """How the same is served again, as long as it is the same: small, and asked for whole."""
-        if self.accel is not None or not responses.is_repeatable(request, found):
+        scoped = request.caller.scope is not None
+        if scoped or self.accel is not None or not responses.is_repeatable(request, found):
             return None
         head = responses.repeated_head(found, headers)
         metadata = {"tool": self.tool, "project": intern(project_of(key)), "result": "hit"}

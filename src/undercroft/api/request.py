@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from undercroft.auth.grants import ANYBODY
 from undercroft.errors import BadRequestError
 from undercroft.http.exchange import IS_HERE
-from undercroft.http.repeats import Repeat
+from undercroft.http.repeats import REPEAT, Repeat
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -30,6 +30,7 @@ class Request:
         "caller",
         "headers",
         "is_here",
+        "may_come_again",
         "method",
         "parameters",
         "query_string",
@@ -55,6 +56,8 @@ class Request:
         """Bytes of the body read so far."""
         self.body_over = False
         """Whether there is nothing more to read: the body is complete, or no more of it will come."""
+        self.may_come_again = REPEAT in scope
+        """Whether it is worth saying how to `repeat` it."""
         self.repeat: Repeat | None = None
         """How it is answered when it comes again, where that takes no more than to look something up; without
         the headers that every answer has."""

@@ -179,7 +179,7 @@ class TuistApi:
             self.telemetry.emit(events.KEY_VALUE_GET, ONE, {"result": "miss", "project": where})
             await responses.message(request, 404, "no values are stored under this key")
             return
-        if scope is None and request.method == "GET":
+        if request.may_come_again and scope is None and request.method == "GET":
             request.repeat = partial(self._answer, own, where)
         await responses.whole(request, answer)
 

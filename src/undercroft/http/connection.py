@@ -8,9 +8,8 @@ from collections import deque
 from typing import cast
 
 import httptools
-import msgspec
 
-from undercroft.http.exchange import STATUS_LINES, Exchange, Headers, pieces_of
+from undercroft.http.exchange import Exchange, Headers, pieces_of, refused
 from undercroft.http.limits import (
     ANSWER_BYTES,
     BODY_BYTES,
@@ -20,7 +19,7 @@ from undercroft.http.limits import (
 )
 from undercroft.http.owner import Owner
 from undercroft.http.parsing import RefusedRequestError, refusal_of, scope_of, without_upgrade
-from undercroft.http.repeats import REQUEST_BYTES
+from undercroft.http.repeats import REQUEST_BYTES, words_of
 
 NOTHING = memoryview(b"")
 
@@ -105,22 +104,23 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come; there are none unread, or the transport would not read."""
-        may_be_whole = self._is_between_requests and len(data) <= REQUEST_BYTES
-        if may_be_whole and self._repeats(data):
+        words = words_of(data) if self._is_between_requests and len(data) <= REQUEST_BYTES else None
+        if words is not None and self._repeats(words):
             return
         self._unread = memoryview(data)
         self._go_on()
-        if may_be_whole and len(self._queue) == 1 and self._receiving is None and not self._in_head:
-            self._queue[0].wording = data
+        alone = len(self._queue) == 1 and self._receiving is None and not self._in_head
+        if alone and words is not None and self._owner.repeats.came_before(words):
+            self._queue[0].asks_again(words)
 
     @property
     def _is_between_requests(self) -> bool:
         """Whether what comes next begins a request that can be answered at once."""
         return self.may_make_way and not (self._in_head or self._refusal or self._lingering or self._drain)
 
-    def _repeats(self, data: bytes) -> bool:
+    def _repeats(self, words: bytes) -> bool:
         """Whether it was a request that came before, word for word, and is answered."""
-        answer = self._owner.repeats.answer(data)
+        answer = self._owner.repeats.answer(words)
         if answer is not None:
             self.waits_since = self._loop.time()
             self._owner.write_soon(self, pieces_of(answer, self._owner.date_line))
@@ -298,14 +298,12 @@ class HttpConnection(asyncio.Protocol):
         if not exchange.complete:
             self._lingering = 1
             return False
-        if exchange.wording is not None and (repeat := exchange.repeat) is not None:
-            self._owner.repeats.remember(exchange.wording, repeat)
+        if exchange.words is not None and (repeat := exchange.repeat) is not None:
+            self._owner.repeats.remember(exchange.words, repeat)
         return exchange.keep_alive
 
     def _send_refusal(self, refusal: RefusedRequestError) -> None:
-        body = msgspec.json.encode({"message": str(refusal)})
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nserver: undercroft\r\n" % len(body)
-        self.write(STATUS_LINES[refusal.status] + head + b"connection: close\r\n\r\n" + body)
+        self.write(refused(refusal.status, str(refusal)))
         self._lingering = 1
 
     def _finish(self) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Protocol, TypeAlias, cast
 
+import msgspec
+
 from undercroft.http.repeats import REPEAT, Answer, Repeat
 
 Event: TypeAlias = MutableMapping[str, Any]
@@ -81,7 +83,7 @@ class Exchange:
         "pieces",
         "scope",
         "to_come",
-        "wording",
+        "words",
     )
 
     def __init__(self, wire: Wire, scope: MutableMapping[str, Any], *, keep_alive: bool) -> None:
@@ -112,8 +114,13 @@ class Exchange:
         self._left: int | None = None
         self.answered = False
         """Whether the whole answer was handed to the transport."""
-        self.wording: bytes | None = None
-        """All bytes of the request, if they came at once and alone."""
+        self.words: bytes | None = None
+        """Of the request, if it came at once and alone, and not for the first time."""
+
+    def asks_again(self, words: bytes) -> None:
+        """It came whole and alone, and in these words before: the application may say how to repeat it."""
+        self.words = words
+        self.scope[REPEAT] = None
 
     async def answered_by(self, application: Application) -> None:
         """Has the application answer it. Raises what that raises."""
@@ -177,7 +184,7 @@ class Exchange:
     @property
     def repeat(self) -> Repeat | None:
         """How the request can be answered when it comes again word for word, if it can."""
-        if self.wording is None or self._http_10 or not (self.keep_alive and self.answered):
+        if self.words is None or self._http_10 or not (self.keep_alive and self.answered):
             return None
         return cast("Repeat | None", self.scope.get(REPEAT))
 
@@ -246,6 +253,13 @@ class Exchange:
 def status_line(status: int) -> bytes:
     """The first line of an answer."""
     return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def refused(status: int, text: str) -> bytes:
+    """The answer to what is no request, in the words of an error; the connection ends after it."""
+    body = msgspec.json.encode({"message": text})
+    head = b"content-type: application/json\r\ncontent-length: %d\r\nserver: undercroft\r\n" % len(body)
+    return status_line(status) + head + b"connection: close\r\n\r\n" + body
 
 
 def pieces_of(answer: Answer, date_line: bytes) -> Pieces:

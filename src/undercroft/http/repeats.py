@@ -9,10 +9,14 @@ from hashlib import blake2b
 from typing import NamedTuple, TypeAlias
 
 REPEAT = "undercroft.repeat"
-"""Where in the scope of a request an application leaves its `Repeat`."""
+"""Where in the scope of a request an application may leave its `Repeat`: there is such a place only if the
+request came before, so that nothing is made for one that never comes again."""
 
 # That which was not asked for the longest goes for a new one; 1 KB each.
 MOST = 16_384
+
+# Words that came, whatever was asked in them: that they come again is known of so many; 100 bytes each.
+MOST_CAME = 65_536
 
 # Longer ones are parsed.
 REQUEST_BYTES = 4 << 10
@@ -34,24 +38,33 @@ Repeat: TypeAlias = Callable[[], Answer | None]
 
 
 class Repeats:
-    """The newest requests that can be answered so. By their digest: there may be secrets in them."""
+    """The newest requests that can be answered so, by their words (`words_of`)."""
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MOST, most_came: int = MOST_CAME) -> None:
         self._most = most
+        self._most_came = most_came
         self._known: dict[bytes, Repeat] = {}
+        self._came: dict[bytes, None] = {}
 
-    def remember(self, request: bytes, repeat: Repeat) -> None:
-        """The next request of exactly these bytes is answered by `repeat`."""
-        digest = _digest(request)
-        self._known.pop(digest, None)
+    def came_before(self, words: bytes) -> bool:
+        """Whether a request of these words came already; from now on one has."""
+        if words in self._came:
+            return True
+        if len(self._came) >= self._most_came:
+            del self._came[next(iter(self._came))]
+        self._came[words] = None
+        return False
+
+    def remember(self, words: bytes, repeat: Repeat) -> None:
+        """The next request of these words is answered by `repeat`."""
+        self._known.pop(words, None)
         if len(self._known) >= self._most:
             del self._known[next(iter(self._known))]
-        self._known[digest] = repeat
+        self._known[words] = repeat
 
-    def answer(self, request: bytes) -> Answer | None:
-        """The answer to exactly these bytes, if it is known how to get it at once."""
-        digest = _digest(request)
-        repeat = self._known.pop(digest, None)
+    def answer(self, words: bytes) -> Answer | None:
+        """The answer to a request of these words, if it is known how to get it at once."""
+        repeat = self._known.pop(words, None)
         if repeat is None:
             return None
         try:
@@ -59,9 +72,10 @@ class Repeats:
         except Exception:  # noqa: BLE001  # asked in full it fails again, and that is answered and told
             return None
         if answer is not None:
-            self._known[digest] = repeat
+            self._known[words] = repeat
         return answer
 
 
-def _digest(request: bytes) -> bytes:
+def words_of(request: bytes) -> bytes:
+    """What tells the bytes of a request from all others. A digest: there may be secrets in them."""
     return blake2b(request, digest_size=16).digest()
