@@ -181,6 +181,22 @@ def exchanges(rig: Rig) -> list[Exchange]:
     return [one for one in found if getattr(one._wire, "_owner", None) is rig.server]
 
 
+async def test_a_request_leaves_no_garbage() -> None:
+    """A body would stay in memory until it is collected."""
+    async with serving(echo) as rig, rig.peer() as peer:
+        gc.disable()
+        try:
+            for request in (GET, PUT, CHUNKED):
+                await peer.send(request[:-4])
+                await asyncio.sleep(0.002)
+                await peer.send(request[-4:])
+                await peer.answer()
+                await until(lambda: not rig.server.busy)
+                assert exchanges(rig) == []
+        finally:
+            gc.enable()
+
+
 async def test_requests_sent_ahead_wait_as_bytes() -> None:
     go = asyncio.Event()
     small = b"GET / HTTP/1.1\r\nhost:\r\n\r\n"

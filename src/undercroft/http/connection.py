@@ -116,7 +116,8 @@ class HttpConnection(asyncio.Protocol):
     @property
     def _is_between_requests(self) -> bool:
         """Whether what comes next begins a request that can be answered at once."""
-        return self.may_make_way and not (self._in_head or self._refusal or self._lingering or self._drain)
+        is_answering = self._current or self._queue or self._drain
+        return not (is_answering or self._in_head or self._closing or self._refusal or self._lingering)
 
     def _repeats(self, words: bytes) -> bool:
         """Whether it was a request that came before, word for word, and is answered."""

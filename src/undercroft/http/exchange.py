@@ -124,6 +124,8 @@ class Exchange:
 
     async def answered_by(self, application: Application) -> None:
         """Has the application answer it. Raises what that raises."""
+        if self.complete and not self.pieces:
+            return await application(self.scope, self.receive, self.send)  # nobody waits for a body
         self.scope[IS_HERE] = self._is_here
         try:
             await application(self.scope, self.receive, self.send)

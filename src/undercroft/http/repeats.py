@@ -4,6 +4,7 @@ Build tools ask for the same thing in the same words, on every machine. What is 
 and who knows the answer, never the answer itself: that is looked up each time.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple, TypeAlias
@@ -43,36 +44,39 @@ class Repeats:
     def __init__(self, most: int = MOST, most_came: int = MOST_CAME) -> None:
         self._most = most
         self._most_came = most_came
-        self._known: dict[bytes, Repeat] = {}
-        self._came: dict[bytes, None] = {}
+        # Ordered ones: to find the oldest in a plain one takes the longer the more were removed.
+        self._known: OrderedDict[bytes, Repeat] = OrderedDict()
+        self._came: OrderedDict[bytes, None] = OrderedDict()
 
     def came_before(self, words: bytes) -> bool:
         """Whether a request of these words came already; from now on one has."""
         if words in self._came:
             return True
         if len(self._came) >= self._most_came:
-            del self._came[next(iter(self._came))]
+            self._came.popitem(last=False)
         self._came[words] = None
         return False
 
     def remember(self, words: bytes, repeat: Repeat) -> None:
         """The next request of these words is answered by `repeat`."""
-        self._known.pop(words, None)
-        if len(self._known) >= self._most:
-            del self._known[next(iter(self._known))]
         self._known[words] = repeat
+        self._known.move_to_end(words)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
 
     def answer(self, words: bytes) -> Answer | None:
         """The answer to a request of these words, if it is known how to get it at once."""
-        repeat = self._known.pop(words, None)
+        repeat = self._known.get(words)
         if repeat is None:
             return None
         try:
             answer = repeat()
         except Exception:  # noqa: BLE001  # asked in full it fails again, and that is answered and told
-            return None
-        if answer is not None:
-            self._known[words] = repeat
+            answer = None
+        if answer is None:
+            del self._known[words]
+        else:
+            self._known.move_to_end(words)
         return answer
 
 
