@@ -54,7 +54,7 @@ class Application:
         """How the request is answered when it comes again: to who may still ask, under an id of its own."""
         standing: Standing | None = None
         if self._gate is not None:
-            standing = self._gate.standing(_question(request, raw_path, "read"))
+            standing = self._gate.standing(_question(request, raw_path, "read"), request.caller)
             if standing is None:
                 return None
         if b"x-request-id" in request.headers:

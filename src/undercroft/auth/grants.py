@@ -60,10 +60,10 @@ class Gate(Protocol):
         `asked.project` raises.
         """
 
-    def standing(self, asked: Question) -> Standing | None:
+    def standing(self, asked: Question, caller: Caller) -> Standing | None:
         """How to look whether the same may be asked once more; None where that takes asking in full.
 
-        For what was admitted. It holds no secret.
+        For what was admitted, as that caller. It holds no secret.
         """
 
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:

@@ -150,13 +150,14 @@ class TokenGate:
         self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
         return row.grant.caller
 
-    def standing(self, asked: Question) -> Standing | None:
+    def standing(self, asked: Question, caller: Caller) -> Standing | None:
         """See `Gate`. Once in `FRESH_S` somebody has to ask in full."""
         if asked.authorization is None:
             return lambda: True
         key = _digest(asked.authorization)
         admitted = self._fresh(key)
-        if admitted is None:
+        if admitted is None or admitted.grant.caller is not caller:
+            # The table was read again meanwhile: what it says now is not what this request was let in by.
             return None
 
         def stands() -> bool:
