@@ -282,6 +282,21 @@ async def test_each_request_is_let_in_once(served: ServedNode, clock: Clock, pat
         assert sorted(told) == ["miss", "token"]
 
 
+async def test_who_asks_for_what_is_gone_is_let_in_once(served: ServedNode) -> None:
+    told: list[str] = []
+    who = await token(served, "who")
+    await put(served, who, "v")
+    served.node.telemetry.attach(events.AUTHORIZED, lambda _, of: told.append(of["method"]))
+    served.node.telemetry.attach(events.AUTH_CACHE, lambda _, of: told.append(of["result"]))
+    async with same_words(served, PATH, authorization=who) as ask:
+        assert (await ask.twice()).repeated
+        (file,) = (served.folder / "artifacts").rglob("0" * 64)
+        file.unlink()
+        told.clear()
+        assert (await ask()).status == 404
+        assert sorted(told) == ["hit", "token"]
+
+
 # --- what is kept ------------------------------------------------------------------------------------
 
 # Whence all that there is could be reached, the test's own variables as well; and an open connection has the

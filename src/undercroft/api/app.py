@@ -61,9 +61,12 @@ class Application:
             return None
 
         def answer() -> Answer | None:
-            found = repeat() if standing is None or standing() else None
+            found = repeat() if standing is None or standing.holds() else None
             if found is None:
                 return None
+            if standing is not None:
+                # Not before: what is not answered so is asked in full, and told of there.
+                standing.tell()
             headers = (*found.headers, SERVER, (b"x-request-id", self._next_id()))
             return Answer(found.status, headers, found.body)
 

@@ -46,8 +46,13 @@ class Question(NamedTuple):
     request_id: bytes = b""
 
 
-Standing: TypeAlias = Callable[[], bool]
-"""Whether who was let in would be let in again now; False also where that cannot be said at once."""
+class Standing(NamedTuple):
+    """How somebody who was let in is let in again."""
+
+    holds: Callable[[], bool]
+    """Whether they would be now; False also where that cannot be said at once."""
+    tell: Callable[[], None]
+    """Tells that they were, as `admit` does."""
 
 
 class Gate(Protocol):
