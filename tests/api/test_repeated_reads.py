@@ -16,6 +16,7 @@ from undercroft import artifact_rows
 from undercroft.artifact_rows import ACCESS_RESOLUTION_US
 from undercroft.clock import now_us
 from undercroft.errors import ClosedError
+from undercroft.http.repeats import Answer
 
 from .dialects import CCACHE, TUIST_CAS, DialectCase
 from .test_repeated_artifacts import (
@@ -66,22 +67,31 @@ async def test_what_fails_once_is_asked_in_full(
 ) -> None:
     path = CCACHE.path("k" * 8)
     await put(served, CCACHE, path)
-    really, failures = getattr(os, operation), [OSError(number, os.strerror(number))]
+    assert served.node.server is not None
+    repeats, really, struck = served.node.server.repeats, getattr(os, operation), []
+    answer = repeats.answer
 
-    def fail_once(*args: Any, **kwargs: Any) -> Any:
-        if failures and threading.current_thread() is threading.main_thread():
-            raise failures.pop()
-        return really(*args, **kwargs)
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            return really(*args, **kwargs)  # reconcile is at work, too
+        struck.append(operation)
+        raise OSError(number, os.strerror(number))
+
+    def fail_once(request: bytes) -> Answer | None:
+        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, operation, fail)
+            return answer(request)
 
     async with same_words(served, path) as ask:
         before = await ask.twice()
         assert before.repeated
-        monkeypatch.setattr(os, operation, fail_once)
-        for repeated in (False, True):
-            reply = await ask()
-            assert (reply.common, reply.repeated) == (before.common, repeated)
-    monkeypatch.undo()
-    assert failures == []
+        for _ in range(3):
+            monkeypatch.setattr(repeats, "answer", fail_once)
+            for repeated in (False, True):
+                reply = await ask()
+                assert (reply.common, reply.repeated) == (before.common, repeated)
+    assert struck == [operation] * 3
     # One may be open because reconcile looks at it right now.
     assert len(open_files(served.folder / "artifacts")) <= 1
 
