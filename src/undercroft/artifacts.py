@@ -176,12 +176,16 @@ class CacheArtifacts:
         file = self._disk.open(key)
         if file is None:
             return None
-        row = self._verified.row(key, file)
-        if row is None or file.size > VERIFY_MAX_BYTES:
+        try:
+            row = self._verified.row(key, file)
+            if row is not None and file.size <= VERIFY_MAX_BYTES:
+                self._verified.update(row, self._rows.track_repeated_access(row))
+                return OpenArtifact(file.descriptor, file.size, row.content_sha256)
+        except BaseException:
             os.close(file.descriptor)
-            return None
-        self._verified.update(row, self._rows.track_repeated_access(row))
-        return OpenArtifact(file.descriptor, file.size, row.content_sha256)
+            raise
+        os.close(file.descriptor)
+        return None
 
     async def _verify(self, key: str, file: OpenFile, surely: bool) -> ArtifactAccess | None:
         """The row of the file, or what is to be its row, if it is whole; and records the access.

@@ -54,16 +54,19 @@ class Application:
         """How the request is answered when it comes again: to who may still ask, under an id of its own."""
         standing: Standing | None = None
         if self._gate is not None:
-            standing = self._gate.standing(_question(request, raw_path, "read"))
+            standing = self._gate.standing(_question(request, raw_path, "read"), request.caller)
             if standing is None:
                 return None
         if b"x-request-id" in request.headers:
             return None
 
         def answer() -> Answer | None:
-            found = repeat() if standing is None or standing() else None
+            found = repeat() if standing is None or standing.holds() else None
             if found is None:
                 return None
+            if standing is not None:
+                # Not before: what is not answered so is asked in full, and told of there.
+                standing.tell()
             headers = (*found.headers, SERVER, (b"x-request-id", self._next_id()))
             return Answer(found.status, headers, found.body)
 

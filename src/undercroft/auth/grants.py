@@ -46,8 +46,13 @@ class Question(NamedTuple):
     request_id: bytes = b""
 
 
-Standing: TypeAlias = Callable[[], bool]
-"""Whether who was let in would be let in again now; False also where that cannot be said at once."""
+class Standing(NamedTuple):
+    """How somebody who was let in is let in again."""
+
+    holds: Callable[[], bool]
+    """Whether they would be now; False also where that cannot be said at once."""
+    tell: Callable[[], None]
+    """Tells that they were, as `admit` does."""
 
 
 class Gate(Protocol):
@@ -60,10 +65,10 @@ class Gate(Protocol):
         `asked.project` raises.
         """
 
-    def standing(self, asked: Question) -> Standing | None:
+    def standing(self, asked: Question, caller: Caller) -> Standing | None:
         """How to look whether the same may be asked once more; None where that takes asking in full.
 
-        For what was admitted. It holds no secret.
+        For what was admitted, as that caller. It holds no secret.
         """
 
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:

@@ -150,24 +150,25 @@ class TokenGate:
         self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
         return row.grant.caller
 
-    def standing(self, asked: Question) -> Standing | None:
+    def standing(self, asked: Question, caller: Caller) -> Standing | None:
         """See `Gate`. Once in `FRESH_S` somebody has to ask in full."""
         if asked.authorization is None:
-            return lambda: True
+            return Standing(holds=lambda: True, tell=lambda: None)
         key = _digest(asked.authorization)
         admitted = self._fresh(key)
-        if admitted is None:
+        if admitted is None or admitted.grant.caller is not caller:
+            # The table was read again meanwhile: what it says now is not what this request was let in by.
             return None
 
-        def stands() -> bool:
+        def holds() -> bool:
             row = self._fresh(key)
-            if row is None or row.grant != admitted.grant or _flaw(row) is not None:
-                return False
-            self._telemetry.emit(events.AUTH_CACHE, {"count": 1}, {"result": "hit"})
-            self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
-            return True
+            return row is not None and row.grant == admitted.grant and _flaw(row) is None
 
-        return stands
+        return Standing(holds, self._tell_again)
+
+    def _tell_again(self) -> None:
+        self._telemetry.emit(events.AUTH_CACHE, {"count": 1}, {"result": "hit"})
+        self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
 
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
         """See `Gate`."""

@@ -218,7 +218,11 @@ class Disk:
             if error.errno in NO_FILE:
                 return None
             raise
-        status = os.fstat(descriptor)
+        try:
+            status = os.fstat(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             return None
