@@ -24,7 +24,7 @@ ArtifactBuffer: TypeAlias = SQLiteBuffer[CacheArtifactsState, ArtifactEvent]
 
 
 # What is asked for over and over is recorded as used so often: docs/decisions/0006-access-resolution.md.
-ACCESS_RESOLUTION_US = 1_000_000
+ACCESS_RESOLUTION_US = 100_000
 
 
 class Taken(NamedTuple):

@@ -257,6 +257,7 @@ class HttpConnection(asyncio.Protocol):
                 self._current = None
                 self._owner.busy.discard(self)
                 self.waits_since = self._loop.time()
+                del exchange  # not kept while the connection is idle
                 if not goes_on:
                     return
         except asyncio.CancelledError:
