@@ -1,7 +1,6 @@
 """The rules of the table of key values."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undercroft.buffers import Batch
-from undercroft.buffers.bufferable import BATCH_BYTES, ENCODED_AT_ONCE, as_json
+from undercroft.buffers.bufferable import BATCH_BYTES
 from undercroft.buffers.key_values import (
     ACCESSES,
     WRITES,
@@ -184,9 +183,3 @@ def test_every_text_arrives_as_it_was(values: dict[str, str]) -> None:
         assert dict(connection.execute("SELECT key, json_payload FROM key_value_entries")) == values
     finally:
         connection.close()
-
-
-@pytest.mark.parametrize("count", [0, 1, ENCODED_AT_ONCE - 1, ENCODED_AT_ONCE, ENCODED_AT_ONCE + 1, 1_000])
-def test_entries_are_encoded_the_same_in_pieces(count: int) -> None:
-    entries = [KeyValueWrite(f"k{number}", f'["é", "{number}]"]') for number in range(count)]
-    assert json.loads(as_json(entries)) == [[entry.key, entry.json_payload] for entry in entries]

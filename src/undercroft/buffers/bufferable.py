@@ -1,6 +1,5 @@
 """The contract between the buffer mechanism and a table."""
 
-import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -135,25 +134,11 @@ def _cut(operation: str, entries: list[EntryT], size_of: Callable[[EntryT], int]
     return [*batches, Batch(operation, entries[start:])]
 
 
-# Entries; some 0.1 ms of key values.
-ENCODED_AT_ONCE = 250
-
-
 def utf8_size(text: str) -> int:
     """Bytes of the text as SQLite gets it. To ask whether it is ASCII takes no look at its characters."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def as_json(entries: Sequence[Any]) -> str:
-    """Entries as the JSON array of arrays that a statement reads through `json_each`.
-
-    For the writer's thread. The event loop waits for the global lock while a piece is encoded, and may go on
-    between two: in pieces it stood still a quarter less long (p99, benchmarks/loop_stall.py).
-    """
-    if len(entries) <= ENCODED_AT_ONCE:
-        return msgspec.json.encode(entries).decode()
-    pieces: list[bytes] = []
-    for start in range(0, len(entries), ENCODED_AT_ONCE):
-        pieces.append(msgspec.json.encode(entries[start : start + ENCODED_AT_ONCE])[1:-1])
-        time.sleep(0)  # gives up the lock, if somebody waits for it
-    return f"[{b','.join(pieces).decode()}]"
+    """Entries as the JSON array of arrays that a statement reads through `json_each`."""
+    return msgspec.json.encode(entries).decode()
