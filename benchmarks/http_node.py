@@ -304,7 +304,8 @@ def _medians(runs: list[wrk.Figures]) -> wrk.Figures:
 NOTE = (
     "`bare` is a handler on the same HTTP server that only parses the body, or answers a constant; `query` "
     "makes one point query in SQLite for its answer and nothing else; both parse every request. What was "
-    "asked before in the same words the node does not parse; with `new words` nothing was. "
+    "asked before in the same words the node does not parse; with `new words` nothing was (their p99 is "
+    "also that of `wrk`, which makes each anew). "
     "`node` acknowledges after the commit, "
     "`buffered` at once. Keys of PUTs are unique; GETs go to random ones of "
     f"{KEYS:,} key values, 200 files of 16 KiB and 20 of 1 MiB. `nginx in front` passes on to a node what "
