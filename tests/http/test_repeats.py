@@ -130,14 +130,24 @@ async def test_only_what_came_whole_alone_and_plain_is_remembered(pieces: tuple[
 
 
 async def test_a_request_with_a_body_is_remembered_only_with_its_body() -> None:
+    with_body = PUT.replace(b"PUT", b"GET")
     application = Asked()
     async with serving(application) as rig, rig.peer() as peer:
         for _ in range(2):
-            assert await asked(peer, PUT) == b"first"
-        assert await asked(peer, PUT.replace(b"hello", b"other")) == b"first"
+            assert await asked(peer, with_body) == b"first"
+        assert await asked(peer, with_body) == b"again"
+        assert await asked(peer, with_body.replace(b"hello", b"other")) == b"first"
         # The head alone is not the whole of a request.
         for _ in range(3):
-            assert await asked(peer, PUT[:-5], b"hello") == b"first"
+            assert await asked(peer, with_body[:-5], b"hello") == b"first"
+
+
+async def test_what_changes_something_is_asked_in_full_each_time() -> None:
+    application = Asked()
+    async with serving(application) as rig, rig.peer() as peer:
+        for _ in range(3):
+            assert await asked(peer, PUT) == b"first"
+    assert application.again == 0
 
 
 async def test_two_requests_of_one_read_are_two_answers_each_time() -> None:

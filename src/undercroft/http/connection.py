@@ -10,13 +10,7 @@ from typing import cast
 import httptools
 
 from undercroft.http.exchange import Exchange, Headers, pieces_of, refused
-from undercroft.http.limits import (
-    ANSWER_BYTES,
-    BODY_BYTES,
-    HEADER_BYTES,
-    LINGER_BYTES,
-    SLICE_BYTES,
-)
+from undercroft.http.limits import ANSWER_BYTES, BODY_BYTES, HEADER_BYTES, LINGER_BYTES, SLICE_BYTES
 from undercroft.http.owner import Owner
 from undercroft.http.parsing import RefusedRequestError, refusal_of, scope_of, without_upgrade
 from undercroft.http.repeats import REQUEST_BYTES, words_of
@@ -104,7 +98,9 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come; there are none unread, or the transport would not read."""
-        words = words_of(data) if self._is_between_requests and len(data) <= REQUEST_BYTES else None
+        # What comes once and changes something would push out of memory what comes often.
+        may_repeat = data.startswith(b"GET ") and len(data) <= REQUEST_BYTES and self._is_between_requests
+        words = words_of(data) if may_repeat else None
         if words is not None and self._repeats(words):
             return
         self._unread = memoryview(data)
