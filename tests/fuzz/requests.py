@@ -88,6 +88,8 @@ class _Owner:
     def write_soon(self, connection: HttpConnection, pieces: Pieces) -> None:
         connection.write(*pieces)
 
+    def write_answers(self) -> None: ...
+
     def start(self, connection: HttpConnection) -> "asyncio.Task[None]":
         return asyncio.get_running_loop().create_task(connection.serve())
 

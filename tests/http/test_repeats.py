@@ -246,6 +246,18 @@ async def test_a_client_that_has_gone_is_written_nothing() -> None:
     assert failures == []
 
 
+async def test_who_sends_no_more_is_answered_still() -> None:
+    """Also when both are read in one turn of the loop."""
+    async with serving(Asked()) as rig, rig.peer() as peer:
+        await asked_twice(peer)
+        (connection,) = rig.server._connections
+        connection.data_received(GET)
+        assert not connection.eof_received()
+        connection._transport.close()  # type: ignore[union-attr]  # as a transport does that is told so
+        assert await peer.answer() == b"again"
+        assert await peer.rest() == b""
+
+
 async def test_idle_time_counts_from_the_last_answer() -> None:
     async with serving(Asked(), idle_s=0.3) as rig, rig.peer() as peer:
         await asked_twice(peer)

@@ -80,6 +80,7 @@ class HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more, and may still read: what it asked for is answered."""
         self._eof = True
+        self._owner.write_answers()  # what is answered is written before the connection may end
         if self._receiving is not None:
             self._receiving.lose()
         self._wake()

@@ -36,3 +36,7 @@ class Owner(Protocol):
     def write_soon(self, connection: "HttpConnection", pieces: Pieces) -> None:
         """Writes when all that has come by now was looked at, before anything else is done."""
         ...
+
+    def write_answers(self) -> None:
+        """Writes them now."""
+        ...

@@ -147,10 +147,11 @@ class HttpServer:
     def write_soon(self, connection: HttpConnection, pieces: Pieces) -> None:
         """See `Owner`. A client on the same machine is woken once for many answers, not by each."""
         if not self._answers:
-            asyncio.get_running_loop().call_soon(self._write_answers)
+            asyncio.get_running_loop().call_soon(self.write_answers)
         self._answers.append((connection, pieces))
 
-    def _write_answers(self) -> None:
+    def write_answers(self) -> None:
+        """See `Owner`."""
         answers, self._answers = self._answers, []
         for connection, pieces in answers:
             connection.write(*pieces)
