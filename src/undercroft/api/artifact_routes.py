@@ -14,7 +14,7 @@ from undercroft.api.accel import Accel
 from undercroft.api.bodies import Body
 from undercroft.api.request import Request
 from undercroft.artifacts import CacheArtifacts
-from undercroft.http.repeats import Answer, Headers, Repeat
+from undercroft.http.repeats import Answer, Head, Repeat
 from undercroft.read_through import Lookup, ReadThrough, Source
 from undercroft.storage.layout import project_of, scoped_key
 from undercroft.storage.open_artifact import OpenArtifact
@@ -141,7 +141,7 @@ class ArtifactRoutes:
         return partial(self._serve_again, key, found.content_sha256, head, metadata)
 
     def _serve_again(
-        self, key: str, sha256: str | None, head: Headers, metadata: dict[str, str]
+        self, key: str, sha256: str | None, head: Head, metadata: dict[str, str]
     ) -> Answer | None:
         found = self.artifacts.read_again(key)
         if found is None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from undercroft.api.request import Request
-from undercroft.http.repeats import Answer, Headers
+from undercroft.http.repeats import Answer, Head
 from undercroft.storage.open_artifact import OpenArtifact
 
 # A file of at most this size is sent as one body; of a larger one this much is in memory at a time.
@@ -16,7 +16,6 @@ CHUNK_BYTES = 1 << 20
 
 # A reader that takes nothing for so long has gone, or never meant to read.
 SEND_TIMEOUT_S = 60
-
 
 # An artifact of at most this size may be read and sent without waiting for anything: a copy of it takes less
 # than the rest of the request.
@@ -143,7 +142,7 @@ def is_repeatable(request: Request, found: OpenArtifact) -> bool:
     return is_whole and found.content_sha256 is not None and found.size <= SMALL_BYTES
 
 
-def repeated_head(found: OpenArtifact, headers: list[tuple[bytes, bytes]]) -> Headers:
+def repeated_head(found: OpenArtifact, headers: list[tuple[bytes, bytes]]) -> Head:
     """The headers that went before it."""
     length = (b"content-length", b"%d" % found.size)
     return (OCTETS, length, (b"etag", etag(found)), ACCEPTS_RANGES, *headers)

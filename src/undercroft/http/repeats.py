@@ -16,21 +16,21 @@ request came before, so that nothing is made for one that never comes again."""
 # That which was not asked for the longest goes for a new one; 1 KB each.
 MOST = 16_384
 
-# Words that came, whatever was asked in them: that they come again is known of so many; 100 bytes each.
+# Words that came, whatever was asked in them: that they come again is known of so many; 140 bytes each.
 MOST_CAME = 65_536
 
 # Longer ones are parsed.
 REQUEST_BYTES = 4 << 10
 
-
-Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+Head: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""The headers of an answer, shared by all that repeat it."""
 
 
 class Answer(NamedTuple):
     """A whole answer; `headers` announce the length of `body`."""
 
     status: int
-    headers: Headers
+    headers: Head
     body: bytes | bytearray
 
 
