@@ -126,6 +126,10 @@ class FaultProxy:
 
     async def _close(self) -> None:
         if self._server is not None:
+            for listening in self._server.sockets:
+                self._loop.remove_reader(listening.fileno())
+            # A turn, because one that was just accepted is lost, unclosed, by a server that is closed.
+            await asyncio.sleep(0)
             self._server.close()
             self._server = None
         for _ in range(10):
