@@ -77,8 +77,7 @@ GOALS = (
         "x",
         "a committed write is handed to the writer thread and back, and both threads share one GIL, and two "
         "processors with the load generator; `buffered` in the table shows what is left without the wait for "
-        "the commit: routing, access, parsing and checking, which the bare handler has none of. Two workers "
-        "come to the goal, but for the noise",
+        "the commit, `new words` what routing, access and parsing cost, which the bare handler has none of",
     ),
     Goal(
         "http_node",

@@ -63,13 +63,13 @@ request = function()
   return wrk.format(nil, string.format("{prefix}/%s%06d", "{name}", math.random({count})))
 end
 """
-# Behind a GET: no request is like another.
+# Behind another: no head is like another.
 EACH_IN_NEW_WORDS = """
 local said = request
 local n = 0
 request = function()
   n = n + 1
-  return (said():gsub("\\r\\n\\r\\n$", "\\r\\nX-Unlike: " .. n .. "{seed}\\r\\n\\r\\n"))
+  return (said():gsub("\\r\\n\\r\\n", "\\r\\nX-Unlike: " .. n .. "{seed}\\r\\n\\r\\n", 1))
 end
 """
 PUT_FILE = """
@@ -105,7 +105,7 @@ def cases(seed: str, workers: Sequence[int]) -> list[Case]:
             "key value PUT",
             "put_to_bare_handler",
             "bare",
-            dict.fromkeys(["node", *more, "buffered", "bare"], put),
+            dict.fromkeys(["node", *more, "buffered", "bare"], put) | {NEW_WORDS: put + anew},
         ),
         Case(
             "key value GET",
@@ -304,8 +304,8 @@ def _medians(runs: list[wrk.Figures]) -> wrk.Figures:
 NOTE = (
     "`bare` is a handler on the same HTTP server that only parses the body, or answers a constant; `query` "
     "makes one point query in SQLite for its answer and nothing else; both parse every request. What was "
-    "asked before in the same words the node does not parse; with `new words` nothing was (their p99 is "
-    "also that of `wrk`, which makes each anew). "
+    "asked before in the same words, or under the same head, the node does not parse; with `new words` "
+    "nothing was (their p99 is also that of `wrk`, which makes each anew). "
     "`node` acknowledges after the commit, "
     "`buffered` at once. Keys of PUTs are unique; GETs go to random ones of "
     f"{KEYS:,} key values, 200 files of 16 KiB and 20 of 1 MiB. `nginx in front` passes on to a node what "

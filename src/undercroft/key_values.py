@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from undercroft.buffers import SQLiteBuffer
+from undercroft.buffers import SQLiteBuffer, Ticket
 from undercroft.buffers.key_values import KeyValueAccess, KeyValueEvent, KeyValueState, KeyValueWrite
 from undercroft.clock import now_us
 from undercroft.database import Database
@@ -27,7 +27,19 @@ class KeyValueStore:
 
         Raises `BufferFullError`, `CommitTimeoutError`, `RowRefusedError`, `ClosedError`.
         """
-        ticket = await self._buffer.enqueue(KeyValueWrite(key, json_payload))
+        await self.settled(await self._buffer.enqueue(KeyValueWrite(key, json_payload)))
+
+    def begin_put(self, key: str, json_payload: str) -> Ticket | None:
+        """Accepts a payload for `settled` to wait for; None if there is no room. Raises `ClosedError`."""
+        if self._buffer.is_full:
+            return None
+        return self._buffer.enqueue_nowait(KeyValueWrite(key, json_payload))
+
+    async def settled(self, ticket: Ticket) -> None:
+        """Returns when what was accepted is durable, where acknowledged means committed.
+
+        Raises `CommitTimeoutError`, `RowRefusedError`, `ClosedError`.
+        """
         if self._waits:
             await self._buffer.committed(ticket)
 

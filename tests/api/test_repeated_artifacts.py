@@ -295,7 +295,7 @@ async def test_a_condition_in_the_same_words(
     headers = {condition: dialect.etag(DATA)} | ({"range": "bytes=2-5"} if condition == "if_range" else {})
     met = (206, DATA[2:6]) if condition == "if_range" else (304, b"")
     await put(served, dialect, path)
-    async with same_words(served, path, **headers) as ask:
+    async with same_words(served, path, body=b"", **headers) as ask:
         for data in (DATA, OTHER, DATA, b"third", DATA):
             await put(served, dialect, path, data)
             reply = await ask.twice()

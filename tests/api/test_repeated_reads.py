@@ -16,7 +16,7 @@ from undercroft import artifact_rows
 from undercroft.artifact_rows import ACCESS_RESOLUTION_US
 from undercroft.clock import now_us
 from undercroft.errors import ClosedError
-from undercroft.http.repeats import Answer
+from undercroft.http.repeats import Answer, Asked, Settle
 
 from .dialects import CCACHE, TUIST_CAS, DialectCase
 from .test_repeated_artifacts import (
@@ -77,7 +77,7 @@ async def test_what_fails_once_is_asked_in_full(
         struck.append(operation)
         raise OSError(number, os.strerror(number))
 
-    def fail_once(request: bytes) -> Answer | None:
+    def fail_once(request: Asked) -> Answer | Settle | None:
         monkeypatch.undo()
         with monkeypatch.context() as patched:
             patched.setattr(os, operation, fail)

@@ -9,6 +9,7 @@ from undercroft.http.connection import HttpConnection
 from undercroft.http.exchange import Application, Pieces
 from undercroft.http.limits import Limits
 from undercroft.http.repeats import Repeats
+from undercroft.http.writing import WritingProtocol
 
 WHOLE = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -85,7 +86,7 @@ class _Owner:
 
     def closed(self, connection: HttpConnection) -> None: ...
 
-    def write_soon(self, connection: HttpConnection, pieces: Pieces) -> None:
+    def write_soon(self, connection: WritingProtocol, pieces: Pieces) -> None:
         connection.write(*pieces)
 
     def write_answers(self) -> None: ...

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from tests.support.served_node import PATIENCE_S, ServedNode
-from undercroft.http.repeats import words_of
+from undercroft.http.repeats import asked_in
 
 # What no two answers have in common.
 OWN = re.compile(rb"(?<=\r\n)(x-request-id|date): [^\r\n]+")
@@ -53,25 +53,26 @@ class SameWords:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        request: tuple[str, str, dict[str, str]],
+        request: tuple[str, str, dict[str, str], bytes],
         in_full: InFull,
     ) -> None:
-        method, path, headers = request
+        method, path, headers, self._body = request
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.request = f"{method} {path} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode()
-        self._has_body = method != "HEAD"
+        self._head = f"{method} {path} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode()
+        self.request = self._head + self._body
+        self._is_bodiless = {304, 204} if method != "HEAD" else range(1_000)
         self._reader, self._writer, self._in_full = reader, writer, in_full
 
-    async def __call__(self) -> Reply:
-        """Sends it once more. Nobody else may ask the node for anything meanwhile."""
+    async def __call__(self, body: bytes | None = None) -> Reply:
+        """Sends it once more, or another body under its head. Nobody else may ask for anything meanwhile."""
         before = self._in_full.count
-        self._writer.write(self.request)
+        self._writer.write(self._head + (self._body if body is None else body))
         async with asyncio.timeout(PATIENCE_S):
             head = await self._reader.readuntil(b"\r\n\r\n")
             lines = head.decode("latin-1").split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines[1:] if line)
             status = int(lines[0].split()[1])
-            length = int(headers["content-length"]) if self._has_body and status != 304 else 0
+            length = 0 if status in self._is_bodiless else int(headers["content-length"])
             body = await self._reader.readexactly(length)
         return Reply(status, head, headers, body, self._in_full.count == before)
 
@@ -84,18 +85,21 @@ class SameWords:
 
 @asynccontextmanager
 async def same_words(
-    served: ServedNode, path: str, *, method: str = "GET", **headers: str
+    served: ServedNode, path: str, *, method: str = "GET", body: bytes = b"", **headers: str
 ) -> AsyncIterator[SameWords]:
     """An underscore in the name of a header stands for a dash."""
+    if body:
+        headers["content_length"] = str(len(body))
     assert served.node.server is not None
     application = served.node.server.application
     in_full = application if isinstance(application, InFull) else InFull(served)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.node.port)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        asked = SameWords(reader, writer, (method, path, named), in_full)
+        asked = SameWords(reader, writer, (method, path, named, body), in_full)
         # As if it had come already, or the second would still be asked in full.
-        served.node.server.repeats.came_before(words_of(asked.request))
+        if (words := asked_in(asked.request)) is not None:
+            served.node.server.repeats.came_before(words)
         yield asked
     finally:
         writer.close()

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
@@ -14,7 +15,7 @@ from undercroft.api.request import SERVER, Receive, Request, Scope, Send
 from undercroft.api.routing import Route, Router, decoded
 from undercroft.auth.grants import Gate, Question, Right, Standing
 from undercroft.errors import DataDirectoryError, ForbiddenError
-from undercroft.http.repeats import REPEAT, Answer, Repeat
+from undercroft.http.repeats import REPEAT, Answer, Repeat, Settle
 
 log = structlog.get_logger(__name__)
 
@@ -46,31 +47,51 @@ class Application:
         if self._logs_requests:
             self._log(request, scope, started)
         elif request.repeat is not None:
-            scope[REPEAT] = self._repeat_of(request, scope["raw_path"], request.repeat)
+            scope[REPEAT] = self._repeat_of(request, scope, request.repeat)
         if not request.body_over and request.method != "GET":
             await discard_rest(request)
 
-    def _repeat_of(self, request: Request, raw_path: bytes, repeat: Repeat) -> Repeat | None:
+    def _repeat_of(self, request: Request, scope: Scope, repeat: Repeat) -> Repeat | None:
         """How the request is answered when it comes again: to who may still ask, under an id of its own."""
         standing: Standing | None = None
         if self._gate is not None:
-            standing = self._gate.standing(_question(request, raw_path, "read"), request.caller)
+            standing = self._gate.standing(request.headers.get(b"authorization"), request.caller)
             if standing is None:
                 return None
         if b"x-request-id" in request.headers:
             return None
 
-        def answer() -> Answer | None:
-            found = repeat() if standing is None or standing.holds() else None
+        # Not the request itself: it has the credential.
+        method, path, answers = request.method, scope["path"], answers_for(scope["raw_path"])
+
+        def answer(body: bytes) -> Answer | Settle | None:
+            found = repeat(body) if standing is None or standing.holds() else None
             if found is None:
                 return None
             if standing is not None:
                 # Not before: what is not answered so is asked in full, and told of there.
                 standing.tell()
-            headers = (*found.headers, SERVER, (b"x-request-id", self._next_id()))
-            return Answer(found.status, headers, found.body)
+            if isinstance(found, Answer):
+                return self._signed(found, self._next_id())
+            return partial(self._settled, found, method, path, answers)
 
         return answer
+
+    async def _settled(self, settle: Settle, method: str, path: str, answers: errors.Answers) -> Answer:
+        """The answer to what was begun, also if that failed."""
+        request_id = self._next_id()
+        try:
+            answer = await settle()
+        except Exception as error:  # noqa: BLE001  # the edge, as in `__call__`
+            answer = errors.answer_to(error, method, answers)
+            about = {"request_id": request_id.decode(), "method": method, "path": path}
+            _tell_of(error, answer.status, about)
+        return self._signed(answer, request_id)
+
+    def _signed(self, answer: Answer, request_id: bytes) -> Answer:
+        """With the headers that every answer has."""
+        headers = (*answer.headers, SERVER, (b"x-request-id", request_id))
+        return Answer(answer.status, headers, answer.body)
 
     def _log(self, request: Request, scope: Scope, started: float) -> None:
         log.debug(
@@ -94,16 +115,14 @@ class Application:
             await errors.no_route(request, methods, answers_for(raw_path))
 
     async def _answer(self, request: Request, scope: Scope, error: Exception) -> None:
-        if not errors.is_foreseen(error):
-            log.error("request_failed", **_about(request, scope), exc_info=error)
+        answers = answers_for(scope["raw_path"])
         if request.status:
             # Half an answer is out; only a broken connection tells the client that it is not whole.
+            if not errors.is_foreseen(error):
+                log.error("request_failed", **_about(request, scope), exc_info=error)
             raise error
-        status = await errors.answer(request, error, answers_for(scope["raw_path"]))
-        if errors.is_foreseen(error):
-            # What the client asked for is one thing; a data directory that needs a person is another.
-            tell = log.warning if isinstance(error, DataDirectoryError) else log.info
-            tell("request_refused", **_about(request, scope), status=status, error=str(error))
+        _tell_of(error, errors.status_of(error, answers, request.method), _about(request, scope))
+        await errors.answer(request, error, answers)
 
     def _request_id(self, request: Request) -> bytes:
         given = request.headers.get(b"x-request-id", b"")
@@ -120,6 +139,16 @@ def _question(request: Request, raw_path: bytes, right: Right) -> Question:
     """What the gate is asked about a request."""
     authorization = request.headers.get(b"authorization")
     return Question(authorization, right, lambda: project_of(request, raw_path), request.request_id)
+
+
+def _tell_of(error: Exception, status: int, about: dict[str, str]) -> None:
+    """Records why a request is answered with that status."""
+    if not errors.is_foreseen(error):
+        log.error("request_failed", **about, exc_info=error)
+    else:
+        # What the client asked for is one thing; a data directory that needs a person is another.
+        tell = log.warning if isinstance(error, DataDirectoryError) else log.info
+        tell("request_refused", **about, status=status, error=str(error))
 
 
 def _about(request: Request, scope: Scope) -> dict[str, str]:

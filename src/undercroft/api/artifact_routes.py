@@ -141,7 +141,7 @@ class ArtifactRoutes:
         return partial(self._serve_again, key, found.content_sha256, head, metadata)
 
     def _serve_again(
-        self, key: str, sha256: str | None, head: Head, metadata: dict[str, str]
+        self, key: str, sha256: str | None, head: Head, metadata: dict[str, str], _body: bytes
     ) -> Answer | None:
         found = self.artifacts.read_again(key)
         if found is None:

@@ -9,6 +9,7 @@ from undercroft import errors
 from undercroft.api import responses
 from undercroft.api.request import Request
 from undercroft.auth.credentials import CHALLENGES
+from undercroft.http.repeats import Answer
 
 
 def _json_message(_status: int, text: str) -> tuple[bytes, bytes]:
@@ -105,14 +106,19 @@ def is_foreseen(error: Exception) -> bool:
     return isinstance(error, errors.UndercroftError)
 
 
-async def answer(request: Request, error: Exception, answers: Answers) -> int:
-    """Sends the answer to an error; answers its status."""
-    status = status_of(error, answers, request.method)
+def answer_to(error: Exception, method: str, answers: Answers) -> Answer:
+    """The answer to an error."""
+    status = status_of(error, answers, method)
     text = str(error) if is_foreseen(error) else "the node could not do this; its log says why"
     body, content_type = answers.render(status, text)
-    headers = {401: CHALLENGES, 503: [RETRY_AFTER]}.get(status)
-    await responses.content(request, status, body, content_type, headers)
-    return status
+    more = {401: CHALLENGES, 503: [RETRY_AFTER]}.get(status, ())
+    length = (b"content-length", b"%d" % len(body))
+    return Answer(status, ((b"content-type", content_type), length, *more), body)
+
+
+async def answer(request: Request, error: Exception, answers: Answers) -> None:
+    """Sends the answer to an error."""
+    await responses.whole(request, answer_to(error, request.method, answers))
 
 
 async def no_route(request: Request, methods: list[str], answers: Answers) -> None:

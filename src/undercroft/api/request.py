@@ -59,8 +59,8 @@ class Request:
         self.may_come_again = REPEAT in scope
         """Whether it is worth saying how to `repeat` it."""
         self.repeat: Repeat | None = None
-        """How it is answered when it comes again, where that takes no more than to look something up; without
-        the headers that every answer has."""
+        """How it is answered when it comes again, where that takes no more than to look something up, or to
+        look at another body; without the headers that every answer has."""
         self.request_id = b""
         self.caller = ANYBODY
         self.status = 0

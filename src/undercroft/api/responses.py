@@ -52,9 +52,9 @@ async def content(
 
 
 async def whole(request: Request, answer: Answer) -> None:
-    """An answer that is there whole."""
+    """An answer that is there whole; to HEAD only its headers."""
     await request.start(answer.status, [*answer.headers])
-    await request.finish(bytes(answer.body))
+    await request.finish(b"" if request.method == "HEAD" else bytes(answer.body))
 
 
 async def json(request: Request, status: int, value: Any) -> None:

@@ -1,8 +1,9 @@
 """Tuist's cache API: key values, CAS artifacts and Gradle entries, with the project in the query."""
 
 import re
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -13,8 +14,9 @@ from undercroft.api.request import Request
 from undercroft.api.routing import COMPONENT, JSON, OCTETS, Route
 from undercroft.api.services import Services
 from undercroft.api.tuist_project import HANDLES, project_in
+from undercroft.buffers import Ticket
 from undercroft.errors import BadRequestError
-from undercroft.http.repeats import Answer
+from undercroft.http.repeats import Answer, Settle
 from undercroft.storage.layout import artifact_key, key_value_key, safe_component
 from undercroft.storage.upload import Stored
 from undercroft.telemetry import events
@@ -30,6 +32,8 @@ JSON_TYPE = (b"content-type", b"application/json")
 
 # Of a request that does not say, or not rightly.
 NO_PROJECT = "(unknown)"
+
+STORED = Answer(204, (), b"")
 
 NOT_STORED_NOW = {
     **NOT_STORED,
@@ -63,6 +67,9 @@ class Payload(msgspec.Struct, frozen=True, gc=False):
 
     entries: list[Entry]
 
+
+RowKey: TypeAlias = Callable[[str], str]
+"""The key of the row of a `cas_id`."""
 
 _decoder = msgspec.json.Decoder(KeyValuePut)
 _encoder = msgspec.json.Encoder()
@@ -158,14 +165,28 @@ class TuistApi:
             account, project = project_in(request)
             where = f"{account}/{project}"
             body = Body(request, self.key_value_max_bytes, self.read_timeout_ms)
-            written = _parse(await body.whole())
-            cas_id = safe_component(written.cas_id, "cas_id")
-            key = key_value_key(account, project, cas_id, request.caller.scope)
-            await self.key_values.put(key, _encoder.encode(Payload(written.entries)).decode())
+            row_key = partial(key_value_key, account, project, scope=request.caller.scope)
+            await self.key_values.put(*_row_of(await body.whole(), row_key))
             result = "success"
         finally:
             self.telemetry.emit(events.KEY_VALUE_PUT, ONE, {"result": result, "project": where})
+        if request.may_come_again:
+            request.repeat = partial(self._begin_put, row_key, where)
         await responses.empty(request, 204)
+
+    def _begin_put(self, row_key: RowKey, project: str, body: bytes) -> Settle | None:
+        """Begins with another body under the same head. Raises what `_row_of` raises."""
+        ticket = self.key_values.begin_put(*_row_of(body, row_key))
+        return None if ticket is None else partial(self._settled, ticket, project)
+
+    async def _settled(self, ticket: Ticket, project: str) -> Answer:
+        result = "error"
+        try:
+            await self.key_values.settled(ticket)
+            result = "success"
+        finally:
+            self.telemetry.emit(events.KEY_VALUE_PUT, ONE, {"result": result, "project": project})
+        return STORED
 
     async def get(self, request: Request) -> None:
         """Answers the values of a key."""
@@ -183,7 +204,7 @@ class TuistApi:
             request.repeat = partial(self._answer, own, where)
         await responses.whole(request, answer)
 
-    def _answer(self, key: str, project: str) -> Answer | None:
+    def _answer(self, key: str, project: str, _body: bytes = b"") -> Answer | None:
         """The payload of a row key; None for a miss, which is not counted."""
         payload = self.key_values.get(key)
         if payload is None:
@@ -213,6 +234,13 @@ class TuistApi:
         key = _artifact(request, "gradle", "key")
         stored = await self.gradle.store_unless_there(request, key, checksum_in(request))
         await responses.empty(request, 201 if stored is Stored.CREATED else 200)
+
+
+def _row_of(body: bytes, row_key: RowKey) -> tuple[str, str]:
+    """Key and payload of the row. Raises `BadRequestError`, `InvalidKeyError`."""
+    written = _parse(body)
+    key = row_key(safe_component(written.cas_id, "cas_id"))
+    return key, _encoder.encode(Payload(written.entries)).decode()
 
 
 def _parse(body: bytes) -> KeyValuePut:

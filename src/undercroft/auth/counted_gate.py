@@ -35,9 +35,9 @@ class CountedGate:
             self._telemetry.emit(events.AUTH_REFUSED, {"count": 1}, {"reason": reason})
             raise
 
-    def standing(self, asked: Question, caller: Caller) -> Standing | None:
+    def standing(self, authorization: bytes | None, caller: Caller) -> Standing | None:
         """See `Gate`."""
-        return self._gate.standing(asked, caller)
+        return self._gate.standing(authorization, caller)
 
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:
         """See `Gate`."""

@@ -65,7 +65,7 @@ class Gate(Protocol):
         `asked.project` raises.
         """
 
-    def standing(self, asked: Question, caller: Caller) -> Standing | None:
+    def standing(self, authorization: bytes | None, caller: Caller) -> Standing | None:
         """How to look whether the same may be asked once more; None where that takes asking in full.
 
         For what was admitted, as that caller. It holds no secret.

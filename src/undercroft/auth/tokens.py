@@ -150,11 +150,11 @@ class TokenGate:
         self._telemetry.emit(events.AUTHORIZED, {"count": 1}, {"method": "token"})
         return row.grant.caller
 
-    def standing(self, asked: Question, caller: Caller) -> Standing | None:
+    def standing(self, authorization: bytes | None, caller: Caller) -> Standing | None:
         """See `Gate`. Once in `FRESH_S` somebody has to ask in full."""
-        if asked.authorization is None:
+        if authorization is None:
             return Standing(holds=lambda: True, tell=lambda: None)
-        key = _digest(asked.authorization)
+        key = _digest(authorization)
         admitted = self._fresh(key)
         if admitted is None or admitted.grant.caller is not caller:
             # The table was read again meanwhile: what it says now is not what this request was let in by.

@@ -123,9 +123,9 @@ class TuistGate:
             raise
         return await self._decide(asked, asked.authorization, project)
 
-    def standing(self, asked: Question, caller: Caller) -> Standing | None:
+    def standing(self, authorization: bytes | None, caller: Caller) -> Standing | None:
         """See `Gate`. What the server says holds for a while only."""
-        del asked, caller
+        del authorization, caller
         return None
 
     async def readable(self, authorization: bytes, projects: Iterable[str]) -> set[str]:

@@ -114,13 +114,13 @@ class SQLiteBuffer(Generic[StateT, EventT]):
             if self._table.sheddable(event):
                 self._telemetry.emit(events.SHED, {"count": 1}, {"buffer": self.name})
                 return SHED
-            if self._is_full():
+            if self.is_full:
                 raise self._no_room()
         return self._accept(event)
 
     async def enqueue(self, event: EventT) -> Ticket:
         """Like `enqueue_nowait`, but waits up to `enqueue_timeout_ms` for room in a full buffer."""
-        if self._is_full() and not self._table.sheddable(event):
+        if self.is_full and not self._table.sheddable(event):
             await self.wait_for_room()
         return self.enqueue_nowait(event)
 
@@ -131,7 +131,7 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         """
         try:
             async with asyncio.timeout(self.settings.enqueue_timeout_ms / 1_000):
-                while self._is_full() and self._accepts:
+                while self.is_full and self._accepts:
                     self._wake.set()
                     await self._room_freed.wait()
         except TimeoutError:
@@ -153,7 +153,8 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         if self._generations.rows_gathered >= self.settings.max_batch_size or self._generations.full_waits:
             self._wake.set()
 
-    def _is_full(self) -> bool:
+    @property
+    def is_full(self) -> bool:
         """Whether the bound is reached. Rows in flight count: they are in memory."""
         rows, size = self._generations.stats()
         return rows >= self.settings.max_pending_rows or size >= self.settings.max_pending_bytes

@@ -9,23 +9,22 @@ from typing import cast
 
 import httptools
 
-from undercroft.http.exchange import Exchange, Headers, pieces_of, refused
+from undercroft.http.exchange import Begun, Exchange, Headers, pieces_of, refused
 from undercroft.http.limits import ANSWER_BYTES, BODY_BYTES, HEADER_BYTES, LINGER_BYTES, SLICE_BYTES
 from undercroft.http.owner import Owner
 from undercroft.http.parsing import RefusedRequestError, refusal_of, scope_of, without_upgrade
-from undercroft.http.repeats import REQUEST_BYTES, words_of
+from undercroft.http.repeats import Answer, Asked, asked_in
+from undercroft.http.writing import WritingProtocol
 
 NOTHING = memoryview(b"")
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(WritingProtocol):
     """Reads no more than is being worked on: a client that sends ahead waits in the kernel."""
 
     def __init__(self, owner: Owner) -> None:
-        self._owner = owner
-        self._loop = asyncio.get_running_loop()
+        super().__init__(owner)
         self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport | None = None
         self._client: tuple[str, int] | None = None
         self._task: asyncio.Task[None] | None = None
         self._target = b""
@@ -38,13 +37,12 @@ class HttpConnection(asyncio.Protocol):
         """What has come, and waits for the requests before it."""
         self._receiving: Exchange | None = None
         """The request whose body is coming."""
-        self._queue: deque[Exchange] = deque()
+        self._queue: deque[Exchange | Begun] = deque()
         self._next: asyncio.Future[None] | None = None
-        self._current: Exchange | None = None
+        self._current: Exchange | Begun | None = None
         """The request being answered."""
         self._refusal: RefusedRequestError | None = None
         self._paused = False
-        self._drain: asyncio.Future[None] | None = None
         self._eof = False
         self._closing = False
         self._lingering = 0
@@ -86,29 +84,15 @@ class HttpConnection(asyncio.Protocol):
         self._wake()
         return not self._finished and (not self.is_idle or self._refusal is not None)
 
-    def pause_writing(self) -> None:
-        """The client does not read as fast as it is sent to."""
-        if self._drain is None:
-            self._drain = self._loop.create_future()
-
-    def resume_writing(self) -> None:
-        """It has caught up."""
-        drain, self._drain = self._drain, None
-        if drain is not None and not drain.done():
-            drain.set_result(None)
-
     def data_received(self, data: bytes) -> None:
         """Bytes have come; there are none unread, or the transport would not read."""
-        # What comes once and changes something would push out of memory what comes often.
-        may_repeat = data.startswith(b"GET ") and len(data) <= REQUEST_BYTES and self._is_between_requests
-        words = words_of(data) if may_repeat else None
-        if words is not None and self._repeats(words):
+        asked = asked_in(data) if self._is_between_requests else None
+        if asked is not None and self._answers_again(asked):
             return
         self._unread = memoryview(data)
         self._go_on()
-        alone = len(self._queue) == 1 and self._receiving is None and not self._in_head
-        if alone and words is not None and self._owner.repeats.came_before(words):
-            self._queue[0].asks_again(words)
+        if asked is not None and (alone := self._came_alone) and self._owner.repeats.came_before(asked):
+            alone.asks_again(asked.words)
 
     @property
     def _is_between_requests(self) -> bool:
@@ -116,13 +100,23 @@ class HttpConnection(asyncio.Protocol):
         is_answering = self._current or self._queue or self._drain
         return not (is_answering or self._in_head or self._closing or self._refusal or self._lingering)
 
-    def _repeats(self, words: bytes) -> bool:
-        """Whether it was a request that came before, word for word, and is answered."""
-        answer = self._owner.repeats.answer(words)
-        if answer is not None:
+    def _answers_again(self, asked: Asked) -> bool:
+        """Whether it was a request that came before, and is answered, or is going to be."""
+        answer = self._owner.repeats.answer(asked)
+        if isinstance(answer, Answer):
             self.waits_since = self._loop.time()
-            self._owner.write_soon(self, pieces_of(answer, self._owner.date_line))
+            self.write_soon(pieces_of(answer, self._owner.date_line))
+        elif answer is not None:
+            self._queue.append(Begun(self, answer))
+            self._wake()
         return answer is not None
+
+    @property
+    def _came_alone(self) -> Exchange | None:
+        """The request that waits, if it is whole, was as long as it said, and nothing came behind it."""
+        only = self._queue[0] if len(self._queue) == 1 else None
+        more = self._receiving or self._in_head
+        return only if isinstance(only, Exchange) and not more and only.to_come == 0 else None
 
     def _go_on(self) -> None:
         """Parses what is unread until a request has to wait, and reads on when nothing is left.
@@ -167,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._count_head(size)
 
-    def _last_of(self, exchange: Exchange | None) -> None:
+    def _last_of(self, exchange: Exchange | Begun | None) -> None:
         if exchange is not None:
             exchange.keep_alive = False
         self._closing = True
@@ -290,7 +284,7 @@ class HttpConnection(asyncio.Protocol):
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
 
-    def _goes_on_after(self, exchange: Exchange) -> bool:
+    def _goes_on_after(self, exchange: Exchange | Begun) -> bool:
         if not exchange.answered:
             self._abort()
             return False
@@ -307,6 +301,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """Ends the connection, at once if nothing can be lost by that."""
+        self._owner.write_answers()
         self._closing = self._finished = True
         self._unread = NOTHING
         if self._transport is None or self._transport.is_closing():
@@ -320,29 +315,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
     # --- for exchanges ----------------------------------------------------------------------------
-
-    @property
-    def date_line(self) -> bytes:
-        """The header with the time of an answer."""
-        return self._owner.date_line
-
-    def write(self, *pieces: bytes | bytearray) -> None:
-        """Hands bytes to the transport; nothing happens once the client has gone."""
-        if self._transport is not None and not self._transport.is_closing():
-            if len(pieces) == 1:
-                self._transport.write(pieces[0])
-            else:
-                self._transport.writelines(pieces)
-
-    async def drained(self) -> None:
-        """Returns when the client has read enough for more, or has gone."""
-        if self._drain is not None:
-            await asyncio.shield(self._drain)
 
     def body_taken(self) -> None:
         """Some of a body was taken by the application."""

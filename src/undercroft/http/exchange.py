@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
 
-from undercroft.http.repeats import REPEAT, Answer, Repeat
+from undercroft.http.repeats import REPEAT, Answer, Repeat, Settle
 
 Event: TypeAlias = MutableMapping[str, Any]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -53,6 +53,10 @@ class Wire(Protocol):
         """Hands bytes to the transport; nothing happens once the client has gone."""
         ...
 
+    def write_soon(self, pieces: Pieces) -> None:
+        """Does so at the end of this turn of the loop, or before the connection ends."""
+        ...
+
     async def drained(self) -> None:
         """Returns when the client has read enough for more."""
         ...
@@ -60,6 +64,30 @@ class Wire(Protocol):
     def body_taken(self) -> None:
         """Some of a body was taken by the application."""
         ...
+
+
+class Begun:
+    """A request that the application has begun with already: only its answer is waited for."""
+
+    __slots__ = ("_settle", "_wire", "answered", "keep_alive")
+
+    complete = True
+    words = repeat = None
+
+    def __init__(self, wire: Wire, settle: Settle) -> None:
+        self._wire = wire
+        self._settle = settle
+        self.keep_alive = True
+        self.answered = False
+
+    def lose(self) -> None:
+        """Nobody is there who would read the answer. What was begun goes on."""
+
+    async def answered_by(self, _application: Application) -> None:
+        """Answers it."""
+        answer = await self._settle()
+        self._wire.write_soon(pieces_of(answer, self._wire.date_line, keep_alive=self.keep_alive))
+        self.answered = True
 
 
 class Exchange:
@@ -264,11 +292,11 @@ def refused(status: int, text: str) -> bytes:
     return status_line(status) + head + b"connection: close\r\n\r\n" + body
 
 
-def pieces_of(answer: Answer, date_line: bytes) -> Pieces:
-    """What is to be written of an answer that is there whole, on a connection that stays open."""
+def pieces_of(answer: Answer, date_line: bytes, *, keep_alive: bool = True) -> Pieces:
+    """What is to be written of an answer that is there whole."""
     lines: Pieces = [status_line(answer.status)]
     lines += [b"%b: %b\r\n" % header for header in answer.headers]
-    lines += (date_line, b"\r\n")
+    lines += (date_line, b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
     if len(answer.body) <= JOINED_BYTES:
         lines.append(answer.body)
         return [b"".join(lines)]

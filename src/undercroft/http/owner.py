@@ -9,6 +9,7 @@ from undercroft.http.repeats import Repeats
 
 if TYPE_CHECKING:
     from undercroft.http.connection import HttpConnection
+    from undercroft.http.writing import WritingProtocol
 
 
 class Owner(Protocol):
@@ -33,7 +34,7 @@ class Owner(Protocol):
         """Runs `connection.serve`."""
         ...
 
-    def write_soon(self, connection: "HttpConnection", pieces: Pieces) -> None:
+    def write_soon(self, connection: "WritingProtocol", pieces: Pieces) -> None:
         """Writes when all that has come by now was looked at, before anything else is done."""
         ...
 

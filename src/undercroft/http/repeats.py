@@ -1,11 +1,12 @@
-"""Requests that came before, byte for byte: answered at once, without being parsed again.
+"""Requests that came before, byte for byte or but for their bodies: answered without being parsed again.
 
-Build tools ask for the same thing in the same words, on every machine. What is remembered is the question
-and who knows the answer, never the answer itself: that is looked up each time.
+Build tools ask for the same thing in the same words, on every machine, and store one thing after the other
+under the same head. What is remembered is the question and who knows the answer, never the answer itself:
+that is looked up each time, and each body is looked at.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from typing import NamedTuple, TypeAlias
 
@@ -19,7 +20,10 @@ MOST = 16_384
 # Words that came, whatever was asked in them: that they come again is known of so many; 140 bytes each.
 MOST_CAME = 65_536
 
-# Longer ones are parsed.
+# Heads that came with bodies: most are of artifacts, whose names come once, the others come again soon.
+MOST_HEADS_CAME = 4_096
+
+# Longer ones, or longer heads of those with a body, are parsed.
 REQUEST_BYTES = 4 << 10
 
 Head: TypeAlias = tuple[tuple[bytes, bytes], ...]
@@ -34,28 +38,41 @@ class Answer(NamedTuple):
     body: bytes | bytearray
 
 
-Repeat: TypeAlias = Callable[[], Answer | None]
-"""Answers the same request once more, at once; None: not so, it has to be asked in full."""
+Settle: TypeAlias = Callable[[], Awaitable[Answer]]
+"""Waits for the answer to what was begun. Called once; what fails is an answer, too."""
+
+Repeat: TypeAlias = Callable[[bytes], Answer | Settle | None]
+"""Answers the same request once more, with another body where it had one: at once, or begins with it at once.
+
+None: nothing was begun, it has to be asked in full.
+"""
+
+
+class Asked(NamedTuple):
+    """A request that came in one read of its own, as far as that can be said without parsing it."""
+
+    words: bytes
+    """What tells it from all others. A digest: there may be secrets in it."""
+    data: bytes
+    body_at: int = 0
+    """Where in `data` the body begins; 0 if there is none, or if it belongs to the words."""
 
 
 class Repeats:
-    """The newest requests that can be answered so, by their words (`words_of`)."""
+    """The newest requests that can be answered so, by their words (`asked_in`)."""
 
-    def __init__(self, most: int = MOST, most_came: int = MOST_CAME) -> None:
+    def __init__(
+        self, most: int = MOST, most_came: int = MOST_CAME, most_heads_came: int = MOST_HEADS_CAME
+    ) -> None:
         self._most = most
-        self._most_came = most_came
         # Ordered ones: to find the oldest in a plain one takes the longer the more were removed.
         self._known: OrderedDict[bytes, Repeat] = OrderedDict()
-        self._came: OrderedDict[bytes, None] = OrderedDict()
+        self._came = _Came(most_came)
+        self._heads_came = _Came(most_heads_came)
 
-    def came_before(self, words: bytes) -> bool:
+    def came_before(self, asked: Asked) -> bool:
         """Whether a request of these words came already; from now on one has."""
-        if words in self._came:
-            return True
-        if len(self._came) >= self._most_came:
-            self._came.popitem(last=False)
-        self._came[words] = None
-        return False
+        return (self._heads_came if asked.body_at else self._came).before(asked.words)
 
     def remember(self, words: bytes, repeat: Repeat) -> None:
         """The next request of these words is answered by `repeat`."""
@@ -64,13 +81,14 @@ class Repeats:
         if len(self._known) > self._most:
             self._known.popitem(last=False)
 
-    def answer(self, words: bytes) -> Answer | None:
-        """The answer to a request of these words, if it is known how to get it at once."""
+    def answer(self, asked: Asked) -> Answer | Settle | None:
+        """The answer to the request, or how to wait for it, if it is known how to begin with it at once."""
+        words = asked.words
         repeat = self._known.get(words)
         if repeat is None:
             return None
         try:
-            answer = repeat()
+            answer = repeat(asked.data[asked.body_at :] if asked.body_at else b"")
         except Exception:  # noqa: BLE001  # asked in full it fails again, and that is answered and told
             answer = None
         if answer is None:
@@ -80,6 +98,34 @@ class Repeats:
         return answer
 
 
-def words_of(request: bytes) -> bytes:
-    """What tells the bytes of a request from all others. A digest: there may be secrets in them."""
-    return blake2b(request, digest_size=16).digest()
+class _Came:
+    """Words that came, so many, the oldest forgotten first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._words: OrderedDict[bytes, None] = OrderedDict()
+
+    def before(self, words: bytes) -> bool:
+        if words in self._words:
+            return True
+        if len(self._words) >= self._most:
+            self._words.popitem(last=False)
+        self._words[words] = None
+        return False
+
+
+def asked_in(data: bytes) -> Asked | None:
+    """The request that this is, if it is one of a kind that may come again; nothing of it is checked."""
+    if data.startswith(b"GET "):
+        return Asked(_digest(data), data) if len(data) <= REQUEST_BYTES else None
+    if not data.startswith(b"PUT "):
+        return None
+    end = data.find(b"\r\n\r\n", 0, REQUEST_BYTES) + 4
+    if end < 4 or end == len(data):
+        return None
+    # The head says how many bytes follow. With the number among the words they are known to be all.
+    return Asked(_digest(b"%d %b" % (len(data) - end, data[:end])), data, end)
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()

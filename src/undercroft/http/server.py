@@ -10,6 +10,7 @@ from undercroft.http.connection import HttpConnection
 from undercroft.http.exchange import Application, Pieces
 from undercroft.http.limits import Limits
 from undercroft.http.repeats import Repeats
+from undercroft.http.writing import WritingProtocol
 
 # Connections the kernel keeps for us until they are accepted.
 BACKLOG = 1_024
@@ -54,7 +55,7 @@ class HttpServer:
         self.date_line = b""
         """When answers are sent, to the second (RFC 9110, 6.6.1)."""
         self.repeats = Repeats()
-        self._answers: list[tuple[HttpConnection, Pieces]] = []
+        self._answers: list[tuple[WritingProtocol, Pieces]] = []
         self._bound = bound
         self._connections: set[HttpConnection] = set()
         self.busy: set[HttpConnection] = set()
@@ -144,7 +145,7 @@ class HttpServer:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def write_soon(self, connection: HttpConnection, pieces: Pieces) -> None:
+    def write_soon(self, connection: WritingProtocol, pieces: Pieces) -> None:
         """See `Owner`. A client on the same machine is woken once for many answers, not by each."""
         if not self._answers:
             asyncio.get_running_loop().call_soon(self.write_answers)
@@ -152,6 +153,7 @@ class HttpServer:
 
     def write_answers(self) -> None:
         """See `Owner`."""
-        answers, self._answers = self._answers, []
-        for connection, pieces in answers:
-            connection.write(*pieces)
+        if self._answers:
+            answers, self._answers = self._answers, []
+            for connection, pieces in answers:
+                connection.write(*pieces)
