@@ -144,7 +144,6 @@ class Node:
         self.application, self.together = self._application()
         self.server: HttpServer | None = None
         self.port = settings.port
-        self.stopping = False
         self.stop_asked_at = 0.0
 
     def _application(self) -> tuple[Application, Together | None]:
@@ -332,7 +331,6 @@ class Node:
 
     def request_stop(self) -> None:
         """Lets whoever waits for the node to finish go on and stop it."""
-        self.stopping = True
         self.supervisor.request_stop()
 
     async def stop(self) -> None:
