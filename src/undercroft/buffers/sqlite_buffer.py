@@ -11,7 +11,7 @@ import structlog
 from undercroft.buffers.bufferable import Batch, Bufferable, QueueStats
 from undercroft.buffers.commit_waiters import CommitWaiters
 from undercroft.buffers.committer import Committer
-from undercroft.buffers.generations import Generation, Generations
+from undercroft.buffers.generations import Generation, Generations, let_go
 from undercroft.buffers.settings import BufferSettings
 from undercroft.buffers.spill import read_spill, remove_spill, write_spill
 from undercroft.buffers.transaction import RefusedRow
@@ -362,11 +362,12 @@ class SQLiteBuffer(Generic[StateT, EventT]):
             refused: list[RefusedRow] | None = None
             # Whatever ends the attempt, what is not known to be committed is kept.
             try:
-                refused = await self._committer.commit(self._batches_of(generation))
+                refused = await self._committer.commit(batches := self._batches_of(generation))
                 for row in refused or ():
                     self._waiters.refuse(generation.number, self._table.entry_key(row.entry), row.error)
             finally:
                 self._settle(generation.number, committed=refused is not None)
+        let_go(batches)
 
     def _settle(self, number: int, *, committed: bool) -> None:
         self._generations.settle(committed=committed)

@@ -42,6 +42,7 @@ class ConnectionThread:
         self._opened.put(None)
         while (job := self._jobs.get()) is not None:
             job(connection)
+            del job  # what it wrote is not kept while nothing is to be done
         connection.close()
 
     def post(self, job: Callable[[apsw.Connection], None]) -> None:
