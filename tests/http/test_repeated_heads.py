@@ -137,6 +137,50 @@ async def test_what_came_with_another_request_behind_it_is_not_remembered(more: 
     assert store.begun == []
 
 
+@pytest.mark.parametrize("behind", [b"\r\n", b"\n", b"\r\n\r\n"])
+async def test_line_ends_that_the_parser_skips_are_no_body(behind: bytes) -> None:
+    store = Store()
+    async with serving(store) as rig, rig.peer() as peer:
+        for _ in range(4):
+            assert await asked(peer, PUT + behind) == b"first hello"
+        # Else these would be taken for the end of the body.
+        assert await asked(peer, PUT + GET[: len(behind)], GET[len(behind) :]) == b"first hello"
+        assert await peer.answer() == b"first "
+
+
+@pytest.mark.parametrize(
+    "head", [b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n", b"content-length: 0\r\n\r\n\r\n"]
+)
+async def test_what_ends_an_empty_body_is_no_body(head: bytes) -> None:
+    store = Store()
+    async with serving(store) as rig, rig.peer() as peer:
+        for _ in range(4):
+            assert await asked(peer, b"PUT /c HTTP/1.1\r\nhost: x\r\n" + head) == b"first "
+    assert store.begun == []
+
+
+REFUSED = [
+    b"GET /b HTTP/1.1\r\n\r\n",
+    b"GET /b HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+    b"GET /b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+    b"GET /b HTTP/2.0\r\nhost: x\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+@pytest.mark.parametrize("good", [GET, PUT], ids=["GET", "PUT"])
+async def test_a_request_that_is_refused_is_so_each_time(good: bytes, refused: bytes) -> None:
+    """And is no part of the one before it, which was answered."""
+    store = Store()
+    async with serving(store) as rig:
+        for _ in range(4):
+            async with rig.peer() as peer:
+                assert (await asked(peer, good + refused)).startswith(b"first ")
+                status, headers = await peer.head()
+                assert (status >= 400, headers[b"connection"]) == (True, b"close")
+    assert store.begun == []
+
+
 async def test_more_than_was_said_is_the_next_request() -> None:
     store = Store()
     async with serving(store) as rig, rig.peer() as peer:

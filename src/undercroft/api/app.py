@@ -5,10 +5,11 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 
-from undercroft.api import errors
+from undercroft.api import errors, responses
 from undercroft.api.bodies import discard_rest
 from undercroft.api.dialects import answers_for, project_of
 from undercroft.api.request import SERVER, Receive, Request, Scope, Send
@@ -53,39 +54,39 @@ class Application:
 
     def _repeat_of(self, request: Request, scope: Scope, repeat: Repeat) -> Repeat | None:
         """How the request is answered when it comes again: to who may still ask, under an id of its own."""
+        if b"x-request-id" in request.headers:
+            return None
         standing: Standing | None = None
         if self._gate is not None:
             standing = self._gate.standing(request.headers.get(b"authorization"), request.caller)
             if standing is None:
                 return None
-        if b"x-request-id" in request.headers:
-            return None
-
         # Not the request itself: it has the credential.
-        method, path, answers = request.method, scope["path"], answers_for(scope["raw_path"])
+        about = _Repeated(request.method, scope["path"], answers_for(scope["raw_path"]))
+        return partial(self._answer_again, repeat, standing, about)
 
-        def answer(body: bytes) -> Answer | Settle | None:
-            found = repeat(body) if standing is None or standing.holds() else None
-            if found is None:
-                return None
-            if standing is not None:
-                # Not before: what is not answered so is asked in full, and told of there.
-                standing.tell()
-            if isinstance(found, Answer):
-                return self._signed(found, self._next_id())
-            return partial(self._settled, found, method, path, answers)
+    def _answer_again(
+        self, repeat: Repeat, standing: Standing | None, about: "_Repeated", body: bytes
+    ) -> Answer | Settle | None:
+        found = repeat(body) if standing is None or standing.holds() else None
+        if found is None:
+            return None
+        if standing is not None:
+            # Not before: what is not answered so is asked in full, and told of there.
+            standing.tell()
+        if isinstance(found, Answer):
+            return self._signed(found, self._next_id())
+        return partial(self._answer_settled, found, about)
 
-        return answer
-
-    async def _settled(self, settle: Settle, method: str, path: str, answers: errors.Answers) -> Answer:
+    async def _answer_settled(self, settle: Settle, about: "_Repeated") -> Answer:
         """The answer to what was begun, also if that failed."""
         request_id = self._next_id()
         try:
             answer = await settle()
         except Exception as error:  # noqa: BLE001  # the edge, as in `__call__`
-            answer = errors.answer_to(error, method, answers)
-            about = {"request_id": request_id.decode(), "method": method, "path": path}
-            _tell_of(error, answer.status, about)
+            answer = errors.answer_to(error, about.method, about.answers)
+            said = {"request_id": request_id.decode(), "method": about.method, "path": about.path}
+            _tell_of(error, answer.status, said)
         return self._signed(answer, request_id)
 
     def _signed(self, answer: Answer, request_id: bytes) -> Answer:
@@ -121,8 +122,9 @@ class Application:
             if not errors.is_foreseen(error):
                 log.error("request_failed", **_about(request, scope), exc_info=error)
             raise error
-        _tell_of(error, errors.status_of(error, answers, request.method), _about(request, scope))
-        await errors.answer(request, error, answers)
+        answer = errors.answer_to(error, request.method, answers)
+        _tell_of(error, answer.status, _about(request, scope))
+        await responses.whole(request, answer)
 
     def _request_id(self, request: Request) -> bytes:
         given = request.headers.get(b"x-request-id", b"")
@@ -133,6 +135,14 @@ class Application:
     def _next_id(self) -> bytes:
         self._count += 1
         return f"{self._ids}-{self._count:x}".encode()
+
+
+class _Repeated(NamedTuple):
+    """What is known of a request that comes again: enough to tell that it failed."""
+
+    method: str
+    path: str
+    answers: errors.Answers
 
 
 def _question(request: Request, raw_path: bytes, right: Right) -> Question:

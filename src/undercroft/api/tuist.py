@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import partial
+from sys import intern
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -171,7 +172,7 @@ class TuistApi:
         finally:
             self.telemetry.emit(events.KEY_VALUE_PUT, ONE, {"result": result, "project": where})
         if request.may_come_again:
-            request.repeat = partial(self._begin_put, row_key, where)
+            request.repeat = partial(self._begin_put, row_key, intern(where))
         await responses.empty(request, 204)
 
     def _begin_put(self, row_key: RowKey, project: str, body: bytes) -> Settle | None:
@@ -201,10 +202,10 @@ class TuistApi:
             await responses.message(request, 404, "no values are stored under this key")
             return
         if request.may_come_again and scope is None and request.method == "GET":
-            request.repeat = partial(self._answer, own, where)
+            request.repeat = partial(self._answer_again, own, intern(where))
         await responses.whole(request, answer)
 
-    def _answer(self, key: str, project: str, _body: bytes = b"") -> Answer | None:
+    def _answer(self, key: str, project: str) -> Answer | None:
         """The payload of a row key; None for a miss, which is not counted."""
         payload = self.key_values.get(key)
         if payload is None:
@@ -212,6 +213,9 @@ class TuistApi:
         self.telemetry.emit(events.KEY_VALUE_GET, ONE, {"result": "hit", "project": project})
         body = payload.encode()
         return Answer(200, (JSON_TYPE, (b"content-length", b"%d" % len(body))), body)
+
+    def _answer_again(self, key: str, project: str, _body: bytes) -> Answer | None:
+        return self._answer(key, project)
 
     # --- artifacts --------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class HttpConnection(WritingProtocol):
             return
         self._unread = memoryview(data)
         self._go_on()
-        if asked is not None and (alone := self._came_alone) and self._owner.repeats.came_before(asked):
+        if asked is not None and (alone := self._alone_in(asked)) and self._owner.repeats.came_before(asked):
             alone.asks_again(asked.words)
 
     @property
@@ -111,12 +111,14 @@ class HttpConnection(WritingProtocol):
             self._wake()
         return answer is not None
 
-    @property
-    def _came_alone(self) -> Exchange | None:
-        """The request that waits, if it is whole, was as long as it said, and nothing came behind it."""
+    def _alone_in(self, asked: Asked) -> Exchange | None:
+        """The request that waits, if it is whole, and nothing came behind it."""
         only = self._queue[0] if len(self._queue) == 1 else None
-        more = self._receiving or self._in_head
-        return only if isinstance(only, Exchange) and not more and only.to_come == 0 else None
+        if not isinstance(only, Exchange) or self._receiving or self._in_head or self._refusal:
+            return None
+        # Not longer: line ends that the parser skips, or the sizes of chunks, are no body.
+        is_body = not asked.body_at or sum(map(len, only.pieces)) == len(asked.data) - asked.body_at
+        return only if is_body else None
 
     def _go_on(self) -> None:
         """Parses what is unread until a request has to wait, and reads on when nothing is left.

@@ -14,7 +14,7 @@ REPEAT = "undercroft.repeat"
 """Where in the scope of a request an application may leave its `Repeat`: there is such a place only if the
 request came before, so that nothing is made for one that never comes again."""
 
-# That which was not asked for the longest goes for a new one; 1 KB each.
+# That which was not asked for the longest goes for a new one; 1.0 to 1.5 KB each.
 MOST = 16_384
 
 # Words that came, whatever was asked in them: that they come again is known of so many; 140 bytes each.
@@ -123,7 +123,8 @@ def asked_in(data: bytes) -> Asked | None:
     end = data.find(b"\r\n\r\n", 0, REQUEST_BYTES) + 4
     if end < 4 or end == len(data):
         return None
-    # The head says how many bytes follow. With the number among the words they are known to be all.
+    # The head says how many bytes follow. With the number among the words they are as many as were the body
+    # when that was seen.
     return Asked(_digest(b"%d %b" % (len(data) - end, data[:end])), data, end)
 
 
