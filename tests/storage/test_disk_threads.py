@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -76,3 +77,59 @@ async def test_after_close_nothing_runs(threads: DiskThreads) -> None:
     assert disk_threads() == []
     with pytest.raises(ClosedError):
         await threads.run(abs, -1)
+
+
+async def test_what_waits_is_done_in_its_order(threads: DiskThreads) -> None:
+    go_on = threading.Event()
+    done: list[int] = []
+    blocked = [asyncio.create_task(threads.run(go_on.wait, 20)) for _ in range(DISK_THREADS - 1)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*(threads.run(done.append, number) for number in range(100)))
+    assert done == [*range(100)]
+    go_on.set()
+    await asyncio.gather(*blocked)
+
+
+async def test_a_close_ends_after_what_waits(threads: DiskThreads) -> None:
+    begun = [asyncio.create_task(threads.run(pow, number, 2)) for number in range(100)]
+    await asyncio.sleep(0)
+    threads.close()
+    assert disk_threads() == []
+    assert await asyncio.gather(*begun) == [number * number for number in range(100)]
+
+
+async def all_idle_unknown_to_the_loop(threads: DiskThreads) -> None:
+    """Every thread has done a job, and the loop has not had the turn in which it hears of that."""
+    done: list[int] = []
+    jobs = [asyncio.create_task(threads.run(done.append, number)) for number in range(DISK_THREADS)]
+    await asyncio.sleep(0)
+    while len(done) < len(jobs):
+        time.sleep(0.001)  # noqa: ASYNC251  # the loop must not have its turn
+    time.sleep(0.05)  # noqa: ASYNC251  # what a thread does behind its job nobody can see
+
+
+async def test_a_job_that_comes_before_it_is_known_who_is_idle(threads: DiskThreads) -> None:
+    await all_idle_unknown_to_the_loop(threads)
+    async with asyncio.timeout(20):
+        assert await threads.run(abs, -1) == 1
+
+
+async def test_a_job_that_comes_so_right_before_the_end(threads: DiskThreads) -> None:
+    done: list[int] = []
+    await all_idle_unknown_to_the_loop(threads)
+    job = threads.run(done.append, 1)
+    job.send(None)
+    threads.close()
+    assert done == [1]
+    job.close()
+
+
+async def test_no_job_is_left_lying_however_they_come(threads: DiskThreads) -> None:
+    """Jobs that come while threads become idle: each turn of the loop another number of them."""
+
+    async def some(count: int) -> None:
+        for _ in range(200):
+            await asyncio.gather(*(threads.run(int) for _ in range(count)))
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(some(count) for count in range(1, 2 * DISK_THREADS)))

@@ -129,13 +129,14 @@ class SQLiteBuffer(Generic[StateT, EventT]):
 
         Raises `BufferFullError` after `enqueue_timeout_ms`, `ClosedError` when not open.
         """
-        try:
-            async with asyncio.timeout(self.settings.enqueue_timeout_ms / 1_000):
-                while self.is_full and self._accepts:
-                    self._wake.set()
-                    await self._room_freed.wait()
-        except TimeoutError:
-            raise self._no_room() from None
+        if self.is_full:  # a timer for nothing would be a tenth of the event loop's work for an upload
+            try:
+                async with asyncio.timeout(self.settings.enqueue_timeout_ms / 1_000):
+                    while self._accepts and self.is_full:
+                        self._wake.set()
+                        await self._room_freed.wait()
+            except TimeoutError:
+                raise self._no_room() from None
         self._check_open()
 
     def _check_open(self) -> None:

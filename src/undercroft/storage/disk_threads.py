@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from undercroft.errors import ClosedError
 
@@ -21,16 +22,23 @@ class _Job(NamedTuple):
     call: Callable[[], Any]
 
 
+Inbox: TypeAlias = SimpleQueue["_Job | None"]
+"""Of one thread. One for all would wake a second thread for each job, only to find nothing."""
+
+
 class DiskThreads:
     """Runs functions that block.
 
-    An executor of Python's would do as well, for more processor time: here nobody counts idle threads, and
-    a call has one future, not two.
+    An executor of Python's would do as well, for more processor time: a call has one future here, not two,
+    and wakes one thread. Which threads are idle only the event loop knows and changes.
     """
 
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._inboxes: list[Inbox] = []
+        self._idle: list[Inbox] = []
+        self._backlog: deque[_Job] = deque()
+        """While no thread is idle. Filled by the loop, emptied by whoever has done a job."""
         self._closed = False
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -45,7 +53,10 @@ class DiskThreads:
         if not self._threads:
             self._start(loop)
         job = _Job(loop.create_future(), partial(function, *args, **kwargs))
-        self._jobs.put(job)
+        if self._idle:
+            self._idle.pop().put(job)
+        else:
+            self._backlog.append(job)
         try:
             return await asyncio.shield(job.done)
         except asyncio.CancelledError:
@@ -54,39 +65,63 @@ class DiskThreads:
             raise
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        names = (f"disk_{number}" for number in range(DISK_THREADS))
-        # Daemons: what was not closed must not keep a process that ends.
-        self._threads = [
-            threading.Thread(target=self._work, args=(loop,), name=name, daemon=True) for name in names
-        ]
-        for thread in self._threads:
+        for number in range(DISK_THREADS):
+            inbox: Inbox = SimpleQueue()
+            # Daemons: what was not closed must not keep a process that ends.
+            thread = threading.Thread(
+                target=self._work, args=(loop, inbox), name=f"disk_{number}", daemon=True
+            )
             thread.start()
+            self._threads.append(thread)
+            self._inboxes.append(inbox)
+        self._idle = [*self._inboxes]
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        while (job := self._jobs.get()) is not None:
-            result: Any = None
-            error: BaseException | None = None
-            try:
-                result = job.call()
-            except StopIteration as end:  # no future takes it: in a coroutine it would mean a return
-                error = RuntimeError(f"{job.call} raised {end!r}")
-            except BaseException as raised:  # noqa: BLE001  # whoever waits is told
-                error = raised
-            loop.call_soon_threadsafe(_settle, job.done, result, error)
-            del job, result, error  # not until the next one comes
+    def _work(self, loop: asyncio.AbstractEventLoop, inbox: Inbox) -> None:
+        ended = False
+        while not ended:
+            job = inbox.get()
+            ended = job is None
+            job = job or self._next()
+            while job is not None:
+                done, result, error = job.done, *_outcome(job.call)
+                job = self._next()
+                loop.call_soon_threadsafe(self._settle, done, result, error, inbox if job is None else None)
+                del done, result, error  # not until the next one comes
+
+    def _next(self) -> _Job | None:
+        try:
+            return self._backlog.popleft()
+        except IndexError:
+            return None
+
+    def _settle(
+        self, done: "asyncio.Future[Any]", result: object, error: BaseException | None, idle: Inbox | None
+    ) -> None:
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+        if idle is not None:
+            # One may have come since the thread looked.
+            if (job := self._next()) is None:
+                self._idle.append(idle)
+            else:
+                idle.put(job)
 
     def close(self) -> None:
         """Ends the threads after what they are doing. Idempotent."""
         self._closed = True
-        for _ in self._threads:
-            self._jobs.put(None)
+        for inbox in self._inboxes:
+            inbox.put(None)
         for thread in self._threads:
             thread.join()
         self._threads = []
 
 
-def _settle(done: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
-    if error is None:
-        done.set_result(result)
-    else:
-        done.set_exception(error)
+def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    try:
+        return call(), None
+    except StopIteration as end:  # no future takes it: in a coroutine it would mean a return
+        return None, RuntimeError(f"{call} raised {end!r}")
+    except BaseException as raised:  # noqa: BLE001  # whoever waits is told
+        return None, raised
