@@ -501,6 +501,9 @@ def test_the_limit_holds_for_all_of_them_together(volume: Path) -> None:
             eventually(lambda: client.metric("undercroft_disk_reserved_bytes") == 0, "all room is given back")
             assert 0 < client.metric("undercroft_disk_used_bytes") <= LIMIT
             assert client.metric("undercroft_disk_limit_bytes") == LIMIT
+        # The parent too: siblings that cannot tell their figures would be left out of all sums of gauges.
+        assert node.stop() == 0
+        assert node.printed == []
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 """Series of several workers as those of one node."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from pydantic import ByteSize
 
 from tests.support.served_node import served_node
 from undercroft.telemetry.summed import (
@@ -65,6 +69,17 @@ async def test_every_gauge_of_a_node_has_a_rule(tmp_path: Path) -> None:
         report = report_of(served.node.prometheus.registry)
     assert {series.name for series in report if series.kind == "gauge"} == set(GAUGES)
     assert {series.kind for series in report} == {"gauge", "counter", "histogram", "unknown"}
+
+
+def test_a_size_from_the_settings_is_told_like_any_other_number() -> None:
+    class Limit(Collector):
+        def collect(self) -> Iterable[Metric]:
+            yield GaugeMetricFamily("limit", "Limit", value=ByteSize(7))
+
+    made = CollectorRegistry()
+    made.register(Limit())
+    report = decoded(encoded(report_of(made)))
+    assert "limit 7.0" in lines(rendered(report)[0])
 
 
 async def test_what_the_dead_counted_still_counts(tmp_path: Path) -> None:

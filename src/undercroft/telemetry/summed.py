@@ -66,7 +66,8 @@ def report_of(registry: CollectorRegistry) -> Report:
             family.name,
             family.documentation,
             family.type,
-            [(sample.name, sample.labels, sample.value) for sample in family.samples],
+            # Not what a gauge was made of: a size from the settings is an int of a kind nobody can encode.
+            [(sample.name, sample.labels, float(sample.value)) for sample in family.samples],
         )
         for family in registry.collect()
     ]
