@@ -161,6 +161,30 @@ async def test_an_answer_that_breaks_off_is_never_taken_for_whole(places: list[P
             assert not await one.hand_on(1, SCOPE, asked.receive, asked.send)
 
 
+async def test_an_answer_that_a_stop_cuts_off_is_no_fault(places: list[Place]) -> None:
+    """The sibling sees the end of it, and nothing is printed."""
+    faults: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    began, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def application(*_: object) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    asked = Asked()
+    async with two(places, application) as (one, other):
+        handing_on = asyncio.create_task(one.hand_on(1, SCOPE, asked.receive, asked.send))
+        await began.wait()
+        await other.close(0)
+        assert cancelled.is_set()
+        assert not await handing_on
+    assert asked.answer == []
+    assert faults == []
+
+
 async def test_metrics_are_asked_for_and_who_serves_is_known(places: list[Place]) -> None:
     async def application(*_: object) -> None:
         raise AssertionError

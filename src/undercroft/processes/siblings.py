@@ -114,6 +114,10 @@ class Siblings:
         except (OSError, UndercroftError) as error:
             # It, or its client, has gone; or half an answer cannot be finished, which it sees by its end.
             log.debug("talk_broke_off", error=str(error))
+        except asyncio.CancelledError:
+            # By `close`, which waits for the end of this and of nothing else. Python's streams would take a
+            # task that was cancelled for a fault, and print it.
+            log.debug("talk_cut_off")
         finally:
             self._talks.discard(task)
             writer.close()
