@@ -398,6 +398,26 @@ async def test_the_writer_restarts_the_wal_while_no_checkpoint_runs(
     assert (checkpoints, database.checkpoint_failures) == (1, 0)
 
 
+async def test_a_checkpoint_of_a_sibling_makes_nobody_forget_a_reader_that_stays(database: Database) -> None:
+    """Whoever meets one at the same moment learns nothing of how long the WAL is, or who reads it."""
+    after_the_reader = 3 * connections.WAL_LIMIT_PAGES
+    sibling = open_connection(database.path)
+    sibling.set_busy_timeout(PATIENCE_SECONDS * 1_000)
+    # Waits for the writer's lock with that for checkpoints in its hands.
+    with lock_of_another_connection(database.path) as lock:
+        copying = threading.Thread(
+            target=sibling.wal_checkpoint, kwargs={"mode": apsw.SQLITE_CHECKPOINT_FULL}
+        )
+        copying.start()
+        while not database.checkpoint_failures:
+            database._restart_from = after_the_reader
+            await database._checkpointer.run(database._checkpoint)
+        assert database._restart_from == after_the_reader
+        lock.release()
+        copying.join()
+    sibling.close()
+
+
 async def test_a_reader_that_stays_does_not_stop_the_writer(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -322,9 +322,11 @@ class Database:
         try:
             in_wal, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.Error:
-            # Locked or no space: the WAL keeps everything, the next commit asks again.
+            # Locked or no space: the WAL keeps everything, the next commit asks again. How long it is is not
+            # known, so how long it may be stays: sibling processes that copy it say "locked" all the time.
             self.checkpoint_failures += 1
-            in_wal = 0
+            self._checkpoint_due = False
+            return
         if in_wal >= self._restart_from:
             self._writer.post(self._restart_wal)  # still due: two checkpoints at once answer "busy"
             return
