@@ -246,15 +246,18 @@ class CleaningWriter(Writer):
 
     def step(self, client: Client, generator: random.Random) -> None:
         if self.known and generator.random() < 0.03:
-            self._clean(client)
-            return
+            self.clean(client)
+        else:
+            self.write(client, generator)
+
+    def write(self, client: Client, generator: random.Random) -> None:
         name = self._next_name()
         value, artifact = KeyValue(name, CLEANED), Artifact("POST", f"/api/cache/cas/{name}?{CLEANED}", False)
         self._write(
             client, generator.choice((value, artifact)), content_of(name, generator.randint(64, 2_000))
         )
 
-    def _clean(self, client: Client) -> None:
+    def clean(self, client: Client) -> None:
         for known in self.known.values():
             known.deleting = known.deleted = True
         answer = client.request("DELETE", f"/api/cache/clean?{CLEANED}")
@@ -310,9 +313,16 @@ class Load:
         self._failures: list[BaseException] = []
 
     def run(
-        self, url: str, seed: str, acknowledgements: int, kill: Callable[[], None], *, more: int = 0
+        self,
+        url: str,
+        seed: str,
+        acknowledgements: int,
+        kill: Callable[[], None],
+        *,
+        more: int = 0,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Kills once the node has acknowledged so many writes. Raises what went wrong before.
+        """Kills once the node has acknowledged so many writes and is `ready`. Raises what went wrong before.
 
         What is still served then goes on until it has acknowledged `more`.
         """
@@ -325,7 +335,10 @@ class Load:
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 60
-        while self._acknowledged() < target and not self._failures and time.monotonic() < deadline:
+        in_time = False
+        while not self._failures and time.monotonic() < deadline:
+            if in_time := self._acknowledged() >= target and ready():
+                break
             time.sleep(0.0005)
         self._killed = True
         kill()
@@ -337,7 +350,10 @@ class Load:
             thread.join()
         if self._failures:
             raise self._failures[0]
-        assert self._acknowledged() >= target, "too few writes were acknowledged, before the kill or after it"
+        assert in_time, (
+            "too few writes were acknowledged before the kill, or what it was to meet did not begin"
+        )
+        assert self._acknowledged() >= target, "too few writes were acknowledged after the kill"
 
     def _acknowledged(self) -> int:
         return sum(writer.acknowledged for writer in self.writers)
