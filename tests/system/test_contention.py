@@ -36,7 +36,7 @@ SETTINGS = {
 
 MIB = 1 << 20
 # From where the writers themselves see to it that the WAL starts again, and what comes until they have.
-MOST_WAL = WAL_LIMIT_PAGES * PAGE_BYTES + 32 * MIB
+MOST_WAL = WAL_LIMIT_PAGES * PAGE_BYTES + 16 * MIB
 # Written before somebody reads: more than the WAL may have.
 MUCH = int(1.1 * MOST_WAL)
 # What a row takes in the WAL beyond its own bytes: pages that are not full, and those of indexes.
