@@ -185,6 +185,27 @@ async def test_an_answer_that_a_stop_cuts_off_is_no_fault(places: list[Place]) -
     assert faults == []
 
 
+async def test_who_has_gone_is_answered_all_the_same(places: list[Place]) -> None:
+    """As the server does with clients: whoever answers has done nothing wrong."""
+    began, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def application(_scope: Scope, _receive: Receive, send: Send) -> None:
+        began.set()
+        await go_on.wait()
+        await answer(send, 200, *[bytes(1 << 20)] * 8)
+        done.set()
+
+    asked = Asked()
+    async with two(places, application) as (one, _), asyncio.timeout(20):
+        handing_on = asyncio.create_task(one.hand_on(1, SCOPE, asked.receive, asked.send))
+        await began.wait()
+        handing_on.cancel()
+        await asyncio.gather(handing_on, return_exceptions=True)
+        go_on.set()
+        await done.wait()
+    assert asked.answer == []
+
+
 async def test_metrics_are_asked_for_and_who_serves_is_known(places: list[Place]) -> None:
     async def application(*_: object) -> None:
         raise AssertionError

@@ -146,7 +146,8 @@ class Siblings:
             else:
                 more = event.get("more_body", False)
                 frames.write(writer, Kind.PIECE if more else Kind.LAST_PIECE, event.get("body", b""))
-            await writer.drain()
+            with suppress(ConnectionError):  # who asked has gone, which is no fault of who answers
+                await writer.drain()
 
         scope = {"type": "http", "http_version": "1.1", "scheme": "http", **msgspec.structs.asdict(asked)}
         scope["client"] = None if asked.client is None else (asked.client, 0)
