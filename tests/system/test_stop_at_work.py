@@ -382,18 +382,18 @@ def test_stop_while_uploads_are_completed(data_dir: Path, campaign: Campaign, wo
             return works[0]
 
         stop(data_dir, campaign, load, completing, workers=workers, settings={"HTTP__STOP_GRACE_MS": grace})
-        (work,) = works
-        answered = [asking.answer is not None for asking in work.asked]
-        assert all(answered) or grace == GRACES_MS[1]
-        assert all(asking.answer.status == 204 for asking in work.asked if asking.answer is not None)
+        statuses = [asking.answer and asking.answer.status for asking in works[0].asked]
+        assert statuses == [204] * UPLOADS or grace == GRACES_MS[1]
+        assert {*statuses} <= {204, 503, None}  # 503: the worker that has the parts ended first
+        stored = [status == 204 for status in statuses]
         with node_process(data_dir, arguments=arguments) as node:
             check(node, load, campaign)
-            for module, must_be_there in zip(work.modules, answered, strict=True):
+            for module, must_be_there in zip(works[0].modules, stored, strict=True):
                 module.node = node
                 found = module.get()
                 assert found == module.data or (found is None and not must_be_there)
             assert node.stop() == 0
         check_clean(data_dir)
-        campaign.checked("uploads completed", sum(answered))
-        campaign.checked("uploads cut off", UPLOADS - sum(answered))
+        campaign.checked("uploads completed", sum(stored))
+        campaign.checked("uploads cut off", UPLOADS - sum(stored))
     shutil.rmtree(data_dir)

@@ -54,7 +54,7 @@ class Wire(Protocol):
         ...
 
     def write_soon(self, pieces: Pieces) -> None:
-        """Does so at the end of this turn of the loop, or before the connection ends."""
+        """Does so at the end of this turn of the loop, together with other answers, or before the end."""
         ...
 
     async def drained(self) -> None:
@@ -268,8 +268,8 @@ class Exchange:
         if not head:
             if body:
                 self._wire.write(body)
-        elif len(body) <= JOINED_BYTES:
-            self._wire.write(head + body)
+        elif len(body) <= JOINED_BYTES and not more:
+            self._wire.write_soon([head + body])
         else:
             self._wire.write(head, body)
         if more:
