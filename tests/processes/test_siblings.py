@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from undercroft.api.request import Receive, Scope, Send
 from undercroft.processes.frames import Kind
@@ -185,8 +186,16 @@ async def test_an_answer_that_a_stop_cuts_off_is_no_fault(places: list[Place]) -
     assert faults == []
 
 
-async def test_who_has_gone_is_answered_all_the_same(places: list[Place]) -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_who_has_gone_is_answered_all_the_same(places: list[Place], loop: Any) -> None:
     """As the server does with clients: whoever answers has done nothing wrong."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(answer_to_nobody(places))
+
+
+async def answer_to_nobody(places: list[Place]) -> None:
+    faults: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
     began, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def application(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -203,7 +212,7 @@ async def test_who_has_gone_is_answered_all_the_same(places: list[Place]) -> Non
         await asyncio.gather(handing_on, return_exceptions=True)
         go_on.set()
         await done.wait()
-    assert asked.answer == []
+    assert (asked.answer, faults) == ([], [])
 
 
 async def test_metrics_are_asked_for_and_who_serves_is_known(places: list[Place]) -> None:

@@ -36,7 +36,9 @@ class Frame(NamedTuple):
 
 
 def write(writer: asyncio.StreamWriter, kind: Kind, data: bytes = b"") -> None:
-    """Hands a piece over; wait with `drain`."""
+    """Hands a piece over; wait with `drain`. Nothing happens once the other side has gone."""
+    if writer.is_closing():
+        return  # asyncio's own loop writes to nobody, uvloop's raises
     writer.write(_HEAD.pack(kind, len(data)))
     if data:
         writer.write(data)

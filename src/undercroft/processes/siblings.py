@@ -152,6 +152,8 @@ class Siblings:
         scope = {"type": "http", "http_version": "1.1", "scheme": "http", **msgspec.structs.asdict(asked)}
         scope["client"] = None if asked.client is None else (asked.client, 0)
         await self._answer(scope, receive, send)
+        if writer.is_closing():
+            return
         # Whoever closes with bytes unread resets the connection, and the answer may be lost with it.
         writer.write_eof()
         while await frames.read(reader) is not None:
@@ -214,7 +216,8 @@ async def _send_body(receive: Receive, writer: asyncio.StreamWriter) -> None:
         while more:
             event = await receive()
             if event["type"] != "http.request":
-                writer.write_eof()
+                if not writer.is_closing():
+                    writer.write_eof()
                 return
             more = event.get("more_body", False)
             frames.write(writer, Kind.BODY if more else Kind.LAST_BODY, event.get("body", b""))
