@@ -89,6 +89,24 @@ async def test_work_is_done_in_order_in_one_thread(database: Database) -> None:
     assert done == [(n, "key_values-writer") for n in range(200)]
 
 
+async def test_who_asks_goes_before_what_is_written_and_that_before_what_is_copied(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+
+    def copy(_connection: apsw.Connection) -> int:
+        copied.append(niceness())
+        return 0
+
+    def niceness(*_: object) -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0) - own
+
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    monkeypatch.setattr(connections, "copy_wal", copy)
+    await database.truncate_wal()
+    assert (await database.read(niceness), await database.write(niceness), *copied) == (0, 5, 10)
+
+
 async def test_an_idle_writer_keeps_nothing_of_what_it_wrote(database: Database) -> None:
     class Rows:
         def write(self, _connection: apsw.Connection) -> None: ...

@@ -35,6 +35,11 @@ T = TypeVar("T")
 # the buffers retry on their own, and what else wants the writer thread must get its turn meanwhile.
 BUSY_TIMEOUT_MS = 100
 
+# With fewer processors than threads that have something to do, whoever asks goes before what is written, and
+# that before what is copied: docs/decisions/0021-niceness.md.
+WRITER_NICENESS = 5
+CHECKPOINTER_NICENESS = 10
+
 # A checkpoint starts when the WAL holds this many pages (4 MiB), as SQLite does by default.
 CHECKPOINT_PAGES = 1_000
 
@@ -113,9 +118,9 @@ class Database:
         self._schema = schema
         self._synchronous = synchronous
         self._point_reader: apsw.Connection | None = None
-        self._writer = self._thread("writer", self._open_writer)
-        self._reader = self._thread("reader", self._open_reader)
-        self._checkpointer = self._thread("checkpointer", self._open_reader_writer)
+        self._writer = self._thread("writer", self._open_writer, WRITER_NICENESS)
+        self._reader = self._thread("reader", self._open_reader, 0)
+        self._checkpointer = self._thread("checkpointer", self._open_reader_writer, CHECKPOINTER_NICENESS)
         self._checkpoint_due = False
         self._truncating = False
         self._wal_pages = 0
@@ -126,8 +131,8 @@ class Database:
         self.on_full: Callable[[], None] = lambda: None
         """Called when SQLite found the disk full. Eviction sets it."""
 
-    def _thread(self, role: str, opener: Callable[[], apsw.Connection]) -> ConnectionThread:
-        return ConnectionThread(f"{self.path.stem}-{role}", opener)
+    def _thread(self, role: str, opener: Callable[[], apsw.Connection], niceness: int) -> ConnectionThread:
+        return ConnectionThread(f"{self.path.stem}-{role}", opener, niceness)
 
     def _open_writer(self) -> apsw.Connection:
         connection = self._open_reader_writer()

@@ -1,6 +1,7 @@
 """A thread with a connection of its own: what it is given runs there, in order."""
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -17,8 +18,10 @@ T = TypeVar("T")
 class ConnectionThread:
     """A thread that owns one connection and runs functions on it in the order of their submission."""
 
-    def __init__(self, name: str, open_in_thread: Callable[[], apsw.Connection]) -> None:
+    def __init__(self, name: str, open_in_thread: Callable[[], apsw.Connection], niceness: int) -> None:
+        """`niceness` is added to that of the process."""
         self._open = open_in_thread
+        self._niceness = niceness
         self._jobs: queue.SimpleQueue[Callable[[apsw.Connection], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -34,6 +37,7 @@ class ConnectionThread:
         self._accepts = True
 
     def _work(self) -> None:
+        os.nice(self._niceness)  # on Linux that of a thread (man 2 nice)
         try:
             connection = self._open()
         except BaseException as error:  # noqa: BLE001  # handed to `open`, which waits for an answer
