@@ -1,5 +1,6 @@
 """Series of several workers as those of one node."""
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,6 +99,13 @@ async def test_what_the_dead_counted_still_counts(tmp_path: Path) -> None:
 def test_what_cannot_be_read_counts_as_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "counted-0").write_bytes(content)
     assert LastWords(tmp_path).read(0) == []
+
+
+async def test_two_that_ask_at_once_are_both_answered(tmp_path: Path) -> None:
+    words = LastWords(tmp_path)
+    reports = [report_of(registry(count)) for count in range(1, 51)]
+    await asyncio.gather(*(words.write(0, report) for report in reports))
+    assert words.read(0) == counted(reports[-1])
 
 
 def test_gauges_of_the_dead_are_gone() -> None:

@@ -149,6 +149,7 @@ class LastWords:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._alone = asyncio.Lock()
 
     def _path(self, worker: int) -> Path:
         return self._directory / f"counted-{worker}"
@@ -162,7 +163,8 @@ class LastWords:
 
     async def write(self, worker: int, report: Report) -> None:
         """Keeps it in the place of the last one. Raises OSError."""
-        await asyncio.to_thread(self._write, worker, encoded(counted(report)))
+        async with self._alone:
+            await asyncio.to_thread(self._write, worker, encoded(counted(report)))
 
     def _write(self, worker: int, data: bytes) -> None:
         temporary = self._directory / f"counted-{worker}.tmp"
