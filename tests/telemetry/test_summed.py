@@ -101,6 +101,18 @@ def test_what_cannot_be_read_counts_as_nothing(tmp_path: Path, content: bytes) -
     assert LastWords(tmp_path).read(0) == []
 
 
+async def test_what_cannot_be_kept_does_not_keep_from_showing_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = LastWords(tmp_path)
+    await words.write(0, report_of(registry(5)))
+    kept = words.read(0)
+    (tmp_path / "counted-0.tmp").mkdir()  # as good as a volume that is full
+    await words.write(0, report_of(registry(6)))
+    assert words.read(0) == kept
+    assert "counts_not_kept" in capsys.readouterr().out
+
+
 async def test_two_that_ask_at_once_are_both_answered(tmp_path: Path) -> None:
     words = LastWords(tmp_path)
     reports = [report_of(registry(count)) for count in range(1, 51)]

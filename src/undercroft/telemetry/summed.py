@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+log = structlog.get_logger(__name__)
 
 Rule: TypeAlias = Literal["sum", "largest", "once"]
 
@@ -162,9 +165,15 @@ class LastWords:
             return []
 
     async def write(self, worker: int, report: Report) -> None:
-        """Keeps it in the place of the last one. Raises OSError."""
+        """Keeps it in the place of the last one.
+
+        What the disk refuses is told and not raised: a full volume is when figures are wanted most.
+        """
         async with self._alone:
-            await asyncio.to_thread(self._write, worker, encoded(counted(report)))
+            try:
+                await asyncio.to_thread(self._write, worker, encoded(counted(report)))
+            except OSError as error:
+                log.warning("counts_not_kept", worker=worker, error=str(error))
 
     def _write(self, worker: int, data: bytes) -> None:
         temporary = self._directory / f"counted-{worker}.tmp"
