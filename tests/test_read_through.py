@@ -336,6 +336,17 @@ async def test_what_does_not_fit_is_a_miss(open_node: OpenNode) -> None:
     await served.assert_nothing_stored()
 
 
+async def test_what_cannot_get_its_name_is_sent_to_its_end(served: ServedNode) -> None:
+    """It came whole, and its digest is right: that something is in the way is no reason to break off."""
+    (served.folder / "artifacts" / KEY / "somebody's").mkdir(parents=True)
+    await put_object(served, LARGE)
+    answer = await served.client.get(PATH)
+    assert (answer.status_code, answer.content) == (200, LARGE)
+    await hydrated(served)
+    assert (await served.client.get(PATH)).status_code == 404
+    assert temporary_files(served.folder) == []
+
+
 async def test_a_stop_ends_what_is_being_fetched(open_node: OpenNode, proxy: FaultProxy) -> None:
     served = await open_node()
     await put_object(served, LARGE)

@@ -71,8 +71,8 @@ class HydrationTimes(NamedTuple):
 class Hydration:
     """Fetches one object. The artifact gets its name when it is whole and its digest is right.
 
-    Readers follow the temporary file as it grows. They get its last bytes only after that: who has
-    read to the end has read the right bytes, everybody else sees the connection break.
+    Readers follow the temporary file as it grows. They get its last bytes only after its digest was right:
+    who has read to the end has read the right bytes, everybody else sees the connection break.
     """
 
     def __init__(
@@ -187,8 +187,12 @@ class Hydration:
         )
         # Closed here and not whenever the garbage collector finds it: there is a connection inside.
         async with aclosing(self._chunks(body)) as chunks:
-            await self._artifacts.take_in(arrival, chunks, body.object.size)
-        self._readable = body.object.size
+            try:
+                await self._artifacts.take_in(arrival, chunks, body.object.size)
+            finally:
+                # Something may be in the way of its name: who reads along has the right bytes all the same.
+                if self._upload.is_proven:
+                    self._readable = body.object.size
 
     def _expected_sha256(self, object_: RemoteObject) -> str | None:
         """The digest the bytes must have, by whoever vouches for them; None if nobody does.

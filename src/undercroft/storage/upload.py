@@ -50,6 +50,11 @@ class Upload:
         written, self._spooled = self._spooled, 0
         return written
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether all bytes are in a file, and those that were expected."""
+        return self._finished is not None
+
     def open_for_reading(self) -> int:
         """A descriptor of the temporary file, for who reads along; it outlives the name."""
         assert self._file is not None  # noqa: S101  # only asked for after write_out
