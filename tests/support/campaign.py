@@ -5,6 +5,8 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+import pytest
+
 
 class Campaign:
     """One campaign of a test run. The same seed makes the same choices.
@@ -33,6 +35,11 @@ class Campaign:
     def planned(self, short: int, long: int) -> int:
         """How many rounds there are to be, for what counts its own: then it says how many it `ran`."""
         return self._rounds or (long if self.torture else short)
+
+    def is_for_the_long_form(self) -> None:
+        """Skips the test in the short form, in which another variant stands for it."""
+        if not self.torture and self._rounds is None:
+            pytest.skip("in the long form only")
 
     def ran(self, count: int = 1) -> None:
         """Counts rounds."""

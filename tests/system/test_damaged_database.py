@@ -4,11 +4,12 @@ import random
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.api.dialects import DIALECTS
@@ -17,6 +18,7 @@ from tests.support.node_process import NodeProcess, node_process
 from tests.system.client import Client, eventually
 from tests.system.data_dir import query, snapshot
 from tests.system.stored_bytes import Stored
+from tests.system.test_kill import kill_all, processes_of
 
 PAGE = 4_096
 
@@ -80,13 +82,18 @@ def check(data_dir: Path) -> tuple[int, str]:
 TABLES = {"key_values.sqlite": "key_value_entries", "node.sqlite": "cache_artifacts"}
 
 
+@pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("name", TABLES)
-def test_pages_damaged_while_the_node_runs(data_dir: Path, campaign: Campaign, name: str) -> None:
-    chance = campaign.random
+def test_pages_damaged_while_the_node_runs(
+    data_dir: Path, campaign: Campaign, name: str, workers: int
+) -> None:
+    if workers > 1 and name == "key_values.sqlite":
+        campaign.is_for_the_long_form()
+    chance, more = campaign.random, ("--workers", str(workers))
     for number in campaign.rounds(short=1, long=15):
         root = data_dir / str(number)
         database, stored = root / name, Stored()
-        with node_process(root, SETTINGS) as node, Client(node.url) as client:
+        with node_process(root, SETTINGS, arguments=more) as node, Client(node.url) as client:
             fill(stored, client)
             copy_wal(database)
             damage(database, chance, TABLES[name], count=chance.choice((1, 2, 5)))
@@ -97,12 +104,14 @@ def test_pages_damaged_while_the_node_runs(data_dir: Path, campaign: Campaign, n
             eventually(lambda: client.request("GET", "/up").status == 503, "/up says so")
             assert name in client.request("GET", "/up").body.decode()
             assert client.metric("undercroft_databases_damaged") == 1
-            (told,) = node.logged("database_damaged")
-            assert "docs/operations.md" in told["what_to_do"]
+            # Each worker tells once what it met itself.
+            told = node.logged("database_damaged")
+            assert 1 <= len(told) <= workers
+            assert all("docs/operations.md" in each["what_to_do"] for each in told)
             # It goes on: reads of what is whole, soft answers to the rest.
-            for more in range(20):
-                stored.put_value(client, f"more{more}", "value")
-                stored.put(client, DIALECTS[more % len(DIALECTS)], f"more{more}", 500)
+            for later in range(20):
+                stored.put_value(client, f"more{later}", "value")
+                stored.put(client, DIALECTS[later % len(DIALECTS)], f"more{later}", 500)
             read_all(stored, client)
             # A leaf of some twenty rows, or a few, out of many.
             assert stored.counts["reads compared"] > stored.counts["reads missed"]
@@ -113,7 +122,7 @@ def test_pages_damaged_while_the_node_runs(data_dir: Path, campaign: Campaign, n
             assert node.stop() in (0, 1)
             assert node.printed == [] or "crash" not in node.printed[0]
         campaign.checked("answers", sum(stored.counts.values()))
-        recover(root, name, stored)
+        recover(root, name, stored, more)
         campaign.checked("artifacts kept by the way out", len(stored.artifacts))
 
 
@@ -126,11 +135,11 @@ def read_all(stored: Stored, client: Client) -> None:
         assert answer.status in (200, 404), answer
 
 
-def recover(root: Path, name: str, stored: Stored) -> None:
+def recover(root: Path, name: str, stored: Stored, more: Sequence[str]) -> None:
     """The way out of docs/operations.md: the file is moved away, and the tree of artifacts is the truth."""
     for file in sorted(root.glob(f"{name}*")):
         file.rename(file.with_name(f"damaged-{file.name}"))
-    with node_process(root, SETTINGS) as node, Client(node.url) as client:
+    with node_process(root, SETTINGS, arguments=more) as node, Client(node.url) as client:
         # The tree of artifacts is the truth, and the database an index of it.
         for path in list(stored.artifacts):
             assert stored.get(client, path), path
@@ -144,9 +153,9 @@ def recover(root: Path, name: str, stored: Stored) -> None:
     assert query(root / name, "PRAGMA integrity_check") == [("ok",)]
 
 
-def serve_in_vain(root: Path) -> str:
+def serve_in_vain(root: Path, more: Sequence[str]) -> str:
     """A start that is refused; the line that says why."""
-    node = NodeProcess(root, SETTINGS)
+    node = NodeProcess(root, SETTINGS, arguments=more)
     try:
         assert node.wait() == 2, node.log
     finally:
@@ -155,45 +164,47 @@ def serve_in_vain(root: Path) -> str:
     return line
 
 
-def damaged_while_stopped(root: Path, name: str) -> None:
+def damaged_while_stopped(root: Path, name: str, more: Sequence[str]) -> None:
     """Refused at start with a line that names the way out, and the way out works."""
     stored, database = Stored(), root / name
-    with node_process(root, SETTINGS) as node, Client(node.url) as client:
+    with node_process(root, SETTINGS, arguments=more) as node, Client(node.url) as client:
         fill(stored, client, 40)
         assert node.stop() == 0
     with database.open("r+b") as file:
         file.seek(100)
         file.write(b"\xff" * 2_000)
     before = snapshot(root)
-    line = serve_in_vain(root)
+    line = serve_in_vain(root, more)
     assert f"{database} is not a usable SQLite database" in line
     assert "move it away" in line
     assert snapshot(root) == before
     assert check(root)[0] == 1
-    recover(root, name, stored)
+    recover(root, name, stored, more)
 
 
-def somebody_elses(root: Path, name: str) -> None:
+def somebody_elses(root: Path, name: str, more: Sequence[str]) -> None:
     """Left alone."""
     stored, database = Stored(), root / name
-    with node_process(root, SETTINGS) as node, Client(node.url) as client:
+    with node_process(root, SETTINGS, arguments=more) as node, Client(node.url) as client:
         fill(stored, client, 20)
         assert node.stop() == 0
     database.unlink()
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
     before = snapshot(root)
-    assert "is a database of another program" in serve_in_vain(root)
+    assert "is a database of another program" in serve_in_vain(root, more)
     assert snapshot(root) == before
-    recover(root, name, stored)
+    recover(root, name, stored, more)
 
 
-def lost_after_a_kill(root: Path, name: str, suffix: str, how: str) -> None:
+def lost_after_a_kill(root: Path, name: str, more: Sequence[str], suffix: str, how: str) -> None:
     """Of what was committed since the last checkpoint the end may be missing, and nothing is wrong."""
     stored, database = Stored(), root / name
-    with node_process(root, SETTINGS) as node, Client(node.url) as client:
+    with node_process(root, SETTINGS, arguments=more) as node, Client(node.url) as client:
         fill(stored, client, 40)
-        node.kill()
+        family = processes_of(node)
+        kill_all(node)
+        assert psutil.wait_procs(family[1:], timeout=60)[1] == []
     beside = database.with_name(f"{name}-{suffix}")
     if how == "deleted":
         beside.unlink()
@@ -206,13 +217,13 @@ def lost_after_a_kill(root: Path, name: str, suffix: str, how: str) -> None:
             else:
                 file.write(b"\xff" * 5_000)
     may_be_lost = suffix == "wal" and name == "key_values.sqlite"
-    come_back(root, name, stored, may_be_lost=may_be_lost)
+    come_back(root, name, stored, more, may_be_lost=may_be_lost)
 
 
-def deleted_while_it_runs(root: Path, name: str, suffix: str) -> None:
+def deleted_while_it_runs(root: Path, name: str, more: Sequence[str], suffix: str) -> None:
     """The node has it open still: it goes on, and a clean stop copies it into the file."""
     stored, database = Stored(), root / name
-    with node_process(root, SETTINGS) as node, Client(node.url) as client:
+    with node_process(root, SETTINGS, arguments=more) as node, Client(node.url) as client:
         fill(stored, client, 30)
         database.with_name(f"{name}-{suffix}").unlink()
         for number in range(30):
@@ -221,12 +232,12 @@ def deleted_while_it_runs(root: Path, name: str, suffix: str) -> None:
         stored.check_all(client)
         assert not stored.missing
         assert node.stop() == 0
-    come_back(root, name, stored, may_be_lost=False)
+    come_back(root, name, stored, more, may_be_lost=False)
 
 
-def come_back(root: Path, name: str, stored: Stored, *, may_be_lost: bool) -> None:
+def come_back(root: Path, name: str, stored: Stored, more: Sequence[str], *, may_be_lost: bool) -> None:
     """A start without anybody's help."""
-    with node_process(root, SETTINGS) as node, Client(node.url) as client:
+    with node_process(root, SETTINGS, arguments=more) as node, Client(node.url) as client:
         for path in list(stored.artifacts):
             # Rows of artifacts are an index: each file says what it is.
             assert stored.get(client, path), path
@@ -240,7 +251,7 @@ def come_back(root: Path, name: str, stored: Stored, *, may_be_lost: bool) -> No
     assert query(root / name, "PRAGMA integrity_check") == [("ok",)]
 
 
-Misfortune = Callable[[Path, str], None]
+Misfortune = Callable[[Path, str, Sequence[str]], None]
 
 MISFORTUNES: dict[str, Misfortune] = {
     "damaged while stopped": damaged_while_stopped,
@@ -255,11 +266,12 @@ MISFORTUNES: dict[str, Misfortune] = {
 }
 
 
-def test_a_database_meets_with_misfortune(data_dir: Path, campaign: Campaign) -> None:
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_database_meets_with_misfortune(data_dir: Path, campaign: Campaign, workers: int) -> None:
     cases = [(what, name) for what in MISFORTUNES for name in TABLES]
     campaign.random.shuffle(cases)
     for number in campaign.rounds(short=1, long=2 * len(cases)):
         what, name = cases[number % len(cases)]
         print(what, name)  # noqa: T201  # pytest shows it with a failure
-        MISFORTUNES[what](data_dir / str(number), name)
+        MISFORTUNES[what](data_dir / str(number), name, ("--workers", str(workers)))
         campaign.checked(what)

@@ -108,9 +108,25 @@ def store_again(stored: Stored, client: Client, path: str) -> bool:
     return stored.get(client, path)
 
 
-def test_files_damaged_under_load(data_dir: Path, campaign: Campaign) -> None:
+def check_and_heal(stored: Stored, client: Client, tree: Path) -> None:
+    """Nothing wrong is served, and what is a miss can be stored again."""
+    stored.missing.clear()
+    stored.check_all(client)
+    for path in sorted(stored.missing):
+        if path.startswith("/api/cache/module/"):
+            del stored.artifacts[path]  # it takes several requests; others stand for it
+        elif not store_again(stored, client, path):
+            # Only what is in the way and may be dear to somebody stays.
+            assert any(folder.is_dir() for folder in tree.rglob(path.rsplit("/", 1)[1].split("?")[0]))
+            del stored.artifacts[path]
+    stored.check_all(client)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_files_damaged_under_load(data_dir: Path, campaign: Campaign, workers: int) -> None:
     chance, stored, tree = campaign.random, Stored(), data_dir / "artifacts"
-    with node_process(data_dir, QUICK) as node, Client(node.url) as client:
+    more = ("--workers", str(workers))
+    with node_process(data_dir, QUICK, arguments=more) as node:
         for number in campaign.rounds(short=1, long=40):
             load = Shaking(stored, node.url, f"{campaign.seed}-{number}", large=800_000)
             try:
@@ -122,17 +138,10 @@ def test_files_damaged_under_load(data_dir: Path, campaign: Campaign) -> None:
                     going = going and load.wait(0.05)
             finally:
                 load.end()
-            stored.missing.clear()
-            stored.check_all(client)
-            for path in sorted(stored.missing):
-                if path.startswith("/api/cache/module/"):
-                    del stored.artifacts[path]  # it takes several requests; others stand for it
-                elif not store_again(stored, client, path):
-                    # Only what is in the way and may be dear to somebody stays.
-                    assert any(folder.is_dir() for folder in tree.rglob(path.rsplit("/", 1)[1].split("?")[0]))
-                    del stored.artifacts[path]
-            stored.check_all(client)
-            assert client.request("GET", "/up").status == 200
+            # Another connection each time: one that was idle for so long may have been closed.
+            with Client(node.url) as client:
+                check_and_heal(stored, client, tree)
+                assert client.request("GET", "/up").status == 200
         assert node.stop() == 0
         assert node.printed == []
         assert node.logged("artifact_damaged")
@@ -143,14 +152,16 @@ def test_files_damaged_under_load(data_dir: Path, campaign: Campaign) -> None:
         campaign.checked(what, count)
 
 
+@pytest.mark.parametrize("workers", [1, 4])
 def test_damaged_files_are_healed_from_the_bucket(
-    data_dir: Path, s3_endpoint: S3Endpoint, campaign: Campaign
+    data_dir: Path, s3_endpoint: S3Endpoint, campaign: Campaign, workers: int
 ) -> None:
     chance, environment = campaign.random, settings(s3_endpoint, **QUICK)
+    more = ("--workers", str(workers))
     for number in campaign.rounds(short=1, long=30):
         stored, root = Stored(), data_dir / str(number)
         tree = root / "artifacts"
-        with node_process(root, environment) as node, Client(node.url) as client:
+        with node_process(root, environment, arguments=more) as node, Client(node.url) as client:
             for index in range(36):
                 size = chance.choice((100, 5_000, 400_000, 1_500_000))
                 name = f"{campaign.seed} {number} {index}"
@@ -166,7 +177,7 @@ def test_damaged_files_are_healed_from_the_bucket(
             if while_it_runs:
                 heal(stored, client, tree)
                 assert node.stop() == 0
-        with node_process(root, environment) as node, Client(node.url) as client:
+        with node_process(root, environment, arguments=more) as node, Client(node.url) as client:
             heal(stored, client, tree)
             assert node.stop() == 0
             assert [record for record in node.log if "exception" in record] == []
