@@ -1,7 +1,8 @@
 """Requests whose head came before, with another body each time, over real sockets."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.http.test_connection import CHUNKED, GET, LARGE, PUT, Peer, read_all, serving, until
+from tests.http.test_connection import CHUNKED, GET, LARGE, PUT, Peer, Rig, read_all, serving, until
 from tests.support.http_side import HttpSide
+from undercroft.http.connection import HttpConnection
 from undercroft.http.limits import SLICE_BYTES
 from undercroft.http.repeats import REPEAT, REQUEST_BYTES, Answer, Settle
-from undercroft.http.server import HttpServer
 
 
 def answer_of(body: bytes) -> Answer:
@@ -66,6 +67,24 @@ async def known(peer: Peer, *requests: bytes) -> None:
     for request in requests or (PUT,):
         for _ in range(2):
             assert (await asked(peer, request)).startswith(b"first ")
+
+
+def connection_of(rig: Rig) -> HttpConnection:
+    """The only one."""
+    (connection,) = rig.server._connections
+    return connection
+
+
+@asynccontextmanager
+async def waiting() -> AsyncIterator[tuple[Store, Rig, Peer]]:
+    """A PUT that was begun with, and whose answer waits until the store lets it go."""
+    store = Store()
+    async with serving(store) as rig, rig.peer() as peer:
+        await known(peer)
+        store.go.clear()
+        await peer.send(PUT)
+        await until(lambda: rig.server.busy)
+        yield store, rig, peer
 
 
 async def test_other_bodies_under_the_same_head_are_begun_with_at_once() -> None:
@@ -222,7 +241,7 @@ async def test_answers_keep_the_order_of_their_requests() -> None:
         await peer.send(PUT)
         await until(lambda: rig.server.busy)
         await peer.send(put(b"other") + GET)
-        await asyncio.sleep(0.01)
+        await until(lambda: connection_of(rig)._queue)
         assert store.begun == [b"hello"]
         store.go.set()
         answers = [await peer.answer() for _ in range(3)]
@@ -230,14 +249,9 @@ async def test_answers_keep_the_order_of_their_requests() -> None:
 
 
 async def test_what_is_no_request_is_told_after_the_answer() -> None:
-    store = Store()
-    async with serving(store) as rig, rig.peer() as peer:
-        await known(peer)
-        store.go.clear()
-        await peer.send(PUT)
-        await until(lambda: rig.server.busy)
+    async with waiting() as (store, rig, peer):
         await peer.send(b"garbage\r\n\r\n")
-        await asyncio.sleep(0.01)
+        await until(lambda: connection_of(rig)._refusal)
         store.go.set()
         assert await peer.answer() == b"again hello"
         status, headers = await peer.head()
@@ -245,13 +259,9 @@ async def test_what_is_no_request_is_told_after_the_answer() -> None:
 
 
 async def test_who_sends_no_more_is_answered_still() -> None:
-    store = Store()
-    async with serving(store) as rig, rig.peer() as peer:
-        await known(peer)
-        store.go.clear()
-        await peer.send(PUT)
+    async with waiting() as (store, rig, peer):
         peer.writer.write_eof()
-        await asyncio.sleep(0.01)
+        await until(lambda: connection_of(rig)._eof)
         store.go.set()
         assert await peer.answer() == b"again hello"
         assert await peer.rest() == b""
@@ -274,20 +284,10 @@ async def test_a_client_that_has_gone_is_no_reason_to_stop() -> None:
             assert await asked(peer, PUT) == b"again hello"
 
 
-async def stopping(server: HttpServer, grace_ms: int) -> "asyncio.Task[None]":
-    stop = asyncio.create_task(server.stop(grace_ms))
-    await asyncio.sleep(0.01)
-    return stop
-
-
 async def test_a_stop_waits_for_the_answer_and_says_that_it_is_the_last() -> None:
-    store = Store()
-    async with serving(store) as rig, rig.peer() as peer:
-        await known(peer)
-        store.go.clear()
-        await peer.send(PUT)
-        await until(lambda: rig.server.busy)
-        stop = await stopping(rig.server, 10_000)
+    async with waiting() as (store, rig, peer):
+        stop = asyncio.create_task(rig.server.stop(10_000))
+        await asyncio.sleep(0)  # in its first turn it tells the connection
         store.go.set()
         status, headers = await peer.head()
         assert (status, headers[b"connection"]) == (200, b"close")
@@ -296,26 +296,17 @@ async def test_a_stop_waits_for_the_answer_and_says_that_it_is_the_last() -> Non
 
 
 async def test_a_stop_ends_what_does_not_end() -> None:
-    store = Store()
-    async with serving(store) as rig, rig.peer() as peer:
-        await known(peer)
-        store.go.clear()
-        await peer.send(PUT)
-        await until(lambda: rig.server.busy)
+    async with waiting() as (_, rig, peer):
         await rig.server.stop(5)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await peer.answer()
 
 
 async def test_a_connection_that_waits_for_a_commit_is_not_idle() -> None:
-    store = Store()
-    async with serving(store, idle_s=0.02) as rig, rig.peer() as peer:
-        await known(peer)
-        store.go.clear()
-        await peer.send(PUT)
-        await asyncio.sleep(0.1)
+    async with waiting() as (store, rig, peer):
+        connection_of(rig).look(asyncio.get_running_loop().time() + 1e6)
         store.go.set()
-        assert await peer.answer() == b"again hello"
+        assert [await peer.answer(), await asked(peer, PUT)] == [b"again hello"] * 2
 
 
 async def test_many_wait_for_one_commit_and_each_gets_its_own_answer() -> None:

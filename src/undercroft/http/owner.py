@@ -35,7 +35,7 @@ class Owner(Protocol):
         ...
 
     def write_soon(self, connection: "WritingProtocol", pieces: Pieces) -> None:
-        """Writes when what is ready by now was done: all that has come was looked at, then."""
+        """Writes at the end of this turn of the loop, when all that has come by now was looked at."""
         ...
 
     def write_answers(self) -> None:
