@@ -5,9 +5,11 @@ from typing import cast
 
 import apsw
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.locks import lock_of_another_connection, lock_of_another_process
 from tests.support.page_limit import no_more_pages
+from undercroft.buffers import committer
 from undercroft.buffers.committer import Committer
 from undercroft.buffers.transaction import is_locked
 from undercroft.errors import CommitTimeoutError
@@ -73,6 +75,30 @@ async def test_a_lock_longer_than_the_retries_drops_nothing(open_rig: OpenRig, p
     await rig.buffer.committed(tickets[0])
     assert rig.rows() == {f"k{n}": n for n in range(1, 6)}
     assert rig.buffer.stalled is None
+
+
+async def test_a_lock_of_a_moment_is_counted_and_not_told(open_rig: OpenRig, pauses: list[float]) -> None:
+    rig = await open_rig()
+    rig.table.fail(apsw.SQLITE_BUSY)
+    with capture_logs() as log:
+        await rig.commit("a")
+    assert rig.telemetry.count(events.STALLED) == 1
+    assert [line["event"] for line in log] == []
+
+
+async def test_a_lock_that_lasts_is_told_once(
+    open_rig: OpenRig, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "SHORT_LOCK_S", 0.0)
+    rig = await open_rig()
+    rig.table.fail(*[apsw.SQLITE_BUSY] * 3)
+    with capture_logs() as log:
+        await rig.commit("a")
+    assert [(line["event"], line["buffer"]) for line in log] == [
+        ("flush_stalled", rig.buffer.name),
+        ("flush_recovered", rig.buffer.name),
+    ]
+    assert log[0]["error"].startswith("BusyError")
 
 
 async def test_each_operation_counts_its_retries(open_rig: OpenRig) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,10 @@ from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 
 log = structlog.get_logger(__name__)
+
+# A lock that is gone by then is no news but a retry that is counted: worker processes take turns at the one
+# lock of a database, and where the medium is slow each turn lasts.
+SHORT_LOCK_S = 1.0
 
 
 class Committer:
@@ -39,6 +44,8 @@ class Committer:
         self._refused_path = refused_path
         self.stalled: str | None = None
         """Why the last transaction failed; None when it was committed."""
+        self._stalled_at = 0.0
+        self._told: str | None = None
         self._given_up = asyncio.Event()
 
     def give_up(self) -> None:
@@ -89,17 +96,24 @@ class Committer:
                 await self._given_up.wait()
 
     def _stall(self, error: apsw.Error) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        if self.stalled != reason:
-            log.warning("flush_stalled", buffer=self._table.buffer_name, error=reason)
-        self.stalled = reason
+        now = time.monotonic()
+        if self.stalled is None:
+            self._stalled_at = now
+        self.stalled = f"{type(error).__name__}: {error}"
         metadata = {"buffer": self._table.buffer_name, "error": type(error).__name__}
         self._telemetry.emit(events.STALLED, {"count": 1}, metadata)
+        if not is_locked(error) or now - self._stalled_at >= SHORT_LOCK_S:
+            self._tell(self.stalled)
+
+    def _tell(self, reason: str) -> None:
+        if self._told != reason:
+            log.warning("flush_stalled", buffer=self._table.buffer_name, error=reason)
+        self._told = reason
 
     def _recover(self) -> None:
-        if self.stalled is not None:
+        if self._told is not None:
             log.info("flush_recovered", buffer=self._table.buffer_name)
-        self.stalled = None
+        self.stalled = self._told = None
 
     async def _report(self, written: Written) -> None:
         for operation, rows in written.rows_by_operation.items():
