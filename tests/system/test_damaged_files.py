@@ -193,10 +193,12 @@ def heal(stored: Stored, client: Client, tree: Path) -> None:
             assert any(any(folder.iterdir()) for folder in tree.rglob(name) if folder.is_dir()), path
 
 
-def test_a_bit_of_a_large_artifact(data_dir: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_bit_of_a_large_artifact(data_dir: Path, workers: int) -> None:
     """Beyond 64 MiB it is proven while it is sent: its end never comes if it is damaged."""
     content, path = BLOCK * 9, f"/ccache/acme/app/{'a' * 40}"
-    with node_process(data_dir) as node, Client(node.url) as client:
+    more = ("--workers", str(workers))
+    with node_process(data_dir, arguments=more) as node, Client(node.url) as client:
         assert client.request("PUT", path, content).status == 201
         assert node.stop() == 0
     (file,) = files_under(data_dir / "artifacts")
@@ -205,7 +207,7 @@ def test_a_bit_of_a_large_artifact(data_dir: Path) -> None:
         (byte,) = opened.read(1)
         opened.seek(-1, os.SEEK_CUR)
         opened.write(bytes([byte ^ 1]))
-    with node_process(data_dir) as node:
+    with node_process(data_dir, arguments=more) as node:
         with Client(node.url) as client, pytest.raises(http.client.IncompleteRead):
             client.get_bytes(path)
         with Client(node.url) as client:

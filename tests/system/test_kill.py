@@ -82,19 +82,24 @@ def kill_parent(node: NodeProcess) -> None:
 WAYS: tuple[Callable[[NodeProcess], None], ...] = (kill_all, kill_parent)
 
 
-def test_kill_while_it_evicts(data_dir: Path, campaign: Campaign, s3_endpoint: S3Endpoint) -> None:
+@pytest.mark.parametrize("workers", [1, WORKERS])
+def test_kill_while_it_evicts(
+    data_dir: Path, campaign: Campaign, s3_endpoint: S3Endpoint, workers: int
+) -> None:
     """What was evicted may be gone, or come from the bucket: never older than what was acknowledged."""
-    load = new_load(evicts=True)
-    environment = bucket_settings(s3_endpoint, DISK__LIMIT_BYTES="40MB")
-    for number in campaign.rounds(short=2, long=50):
-        with node_process(data_dir, environment) as node:
-            acknowledgements = campaign.random.randrange(200, 1_000)
-            load.run(node.url, f"{campaign.seed} {number}", acknowledgements, node.kill)
-        with node_process(data_dir, environment) as node:
+    load, more = new_load(evicts=True), ("--workers", str(workers))
+    environment = bucket_settings(s3_endpoint, DISK__LIMIT_BYTES="10MB")
+    for number in campaign.rounds(short=1, long=50):
+        with node_process(data_dir, environment, arguments=more) as node:
+            family, acknowledgements = processes_of(node), campaign.random.randrange(200, 1_000)
+            plan = f"{campaign.seed} {number}"
+            load.run(node.url, plan, acknowledgements, partial(kill_all, node))
+            assert psutil.wait_procs(family[1:], timeout=60)[1] == []
+            campaign.checked("evictions", evicted(node))
+        with node_process(data_dir, environment, arguments=more) as node:
             check(node, load, campaign)
-            with Client(node.url) as client:
-                campaign.checked("evictions", int(client.metric("undercroft_disk_evicted_artifacts_total")))
             assert node.stop() == 0
+            campaign.checked("evictions after a kill", evicted(node))
         check_clean(data_dir)
     shutil.rmtree(data_dir)
 
@@ -141,6 +146,11 @@ def test_stop(data_dir: Path, campaign: Campaign, workers: int) -> None:
             check(node, load, campaign)
             assert node.stop() == 0
     shutil.rmtree(data_dir)
+
+
+def evicted(node: NodeProcess) -> int:
+    """Artifacts of all passes that came to an end."""
+    return sum(record["artifacts"] for record in node.logged("disk_evicted"))
 
 
 def check_after_restart(data_dir: Path, load: Load, campaign: Campaign, *, workers: int) -> None:
