@@ -107,14 +107,16 @@ class CacheArtifacts:
     async def evict(self, key: str, *, unless_used_after: int | None = None) -> int | None:
         """Deletes the file and row, not the object in the object store; answers the bytes freed.
 
-        None: it was used after `unless_used_after` (microseconds since the epoch), has no row any more, or
-        another process has just stored it anew; and it stays.
+        None: it was used after `unless_used_after` (microseconds since the epoch), or another process has
+        just stored it anew; and it stays. 0 as well where another was first.
         """
         async with self.alone(key):
             row = self.find(key)
             if unless_used_after is None:
                 freed = await self.threads.run(self._disk.delete, key)
-            elif row is None or row.accessed_at > unless_used_after:
+            elif row is None:
+                return 0
+            elif row.accessed_at > unless_used_after:
                 return None
             else:
                 file = await self.threads.run(self._disk.look, key)
@@ -122,9 +124,9 @@ class CacheArtifacts:
                     self.take_at_its_word(key, file)
                     return None
                 # Never just the name: another process may give it to a new file from one moment to the next.
-                freed = await self.threads.run(self._disk.delete_file, key, file.inode) if file else 0
+                freed = await self.threads.run(self._disk.delete_file, key, file.inode) if file else None
             if row is not None:
-                await self.forget(row)
+                await self.forget(row, removed=freed is not None)
         return freed or 0
 
     async def delete(self, key: str) -> None:
@@ -135,11 +137,11 @@ class CacheArtifacts:
         # And after it, as that one leaves the object alone if its turn came while the file was there.
         await self._rows.deleted(await self._rows.queue_delete(key))
 
-    async def forget(self, row: ArtifactAccess) -> None:
-        """Deletes the row of a file that is gone. The caller is `alone` with the key."""
+    async def forget(self, row: ArtifactAccess, *, removed: bool) -> None:
+        """Deletes the row of a file that is gone; `removed`: by the caller, who is `alone` with the key."""
         self._verified.forget(row.key)
         await self._rows.forget(row)
-        self._capacity.books.forgot(row.size_bytes)
+        self._capacity.books.forgot(row.size_bytes, removed=removed)
 
     async def flush(self) -> None:
         """Commits what is pending."""
@@ -251,7 +253,7 @@ class CacheArtifacts:
         log.error("artifact_damaged", key=key, size=file.size, expected_size=row and row.size_bytes)
         async with self.alone(key):
             if await self.threads.run(self._disk.quarantine, key, file.inode) and row is not None:
-                await self.forget(row)
+                await self.forget(row, removed=True)
 
     # --- storing ----------------------------------------------------------------------------------
 

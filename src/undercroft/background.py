@@ -41,6 +41,7 @@ class BackgroundWork:
             high_percent=settings.disk.high_watermark_percent,
             target_percent=settings.disk.target_percent,
             interval_ms=settings.disk.eviction_interval_ms,
+            commit_timeout_ms=settings.buffers.commit_timeout_ms,
         )
         parts.artifacts.intake.make_room = self.disk_eviction.make_room
         for database in self._databases:

@@ -1,6 +1,7 @@
 """The writer thread, the readers, checkpoints, locks, and that closing leaves nothing behind."""
 
 import asyncio
+import errno
 import os
 import threading
 import weakref
@@ -23,6 +24,9 @@ from undercroft.database.schema import KEY_VALUES
 from undercroft.errors import ClosedError, DatabaseLockedError, DataDirectoryError
 
 PATIENCE_SECONDS = 20
+
+NICEST = 19
+"""As nice as a thread can be (man 2 setpriority)."""
 
 
 @pytest.fixture
@@ -99,12 +103,16 @@ async def test_who_asks_goes_before_what_is_written_and_that_before_what_is_copi
         return 0
 
     def niceness(*_: object) -> int:
-        return os.getpriority(os.PRIO_PROCESS, 0) - own
+        return os.getpriority(os.PRIO_PROCESS, 0)
 
     own = os.getpriority(os.PRIO_PROCESS, 0)
     monkeypatch.setattr(connections, "copy_wal", copy)
     await database.truncate_wal()
-    assert (await database.read(niceness), await database.write(niceness), *copied) == (0, 5, 10)
+    assert (await database.read(niceness), await database.write(niceness), *copied) == (
+        own,
+        min(own + 5, NICEST),
+        min(own + 10, NICEST),
+    )
 
 
 async def test_an_idle_writer_keeps_nothing_of_what_it_wrote(database: Database) -> None:
@@ -450,6 +458,9 @@ async def test_a_reader_that_stays_does_not_stop_the_writer(
         await database.write(lambda c, n=n: insert(c, f"k{n}", "x" * 20_000))  # type: ignore[misc]
     assert reader.execute("SELECT count(*) FROM key_value_entries").fetchall() == [(1,)]
     assert count(database) == 101
+    # The checkpointer may not have had a turn yet; what it asks of the writer comes after that.
+    for thread in (database._checkpointer, database._writer):
+        await thread.run(lambda _: None)
     # Some 900 pages at 100 to an attempt: not one for each commit.
     assert 1 <= database.checkpoint_failures <= 20
     reader.close()
@@ -477,6 +488,56 @@ async def test_the_wal_never_grows_beyond_what_there_is_room_to_copy(
     await database.write(partial(insert, key="after"))
     assert count(database) == before + 1
     assert wal_bytes(database) < 1_000_000
+
+
+async def test_a_wal_that_another_process_has_emptied_is_no_obstacle(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it cannot be emptied anew: what was known of it was of the last commit of this one."""
+    sibling = Database(database.path, KEY_VALUES)
+    sibling.open()
+    await insert_large(database, 8)
+    await database._checkpointer.run(lambda _: None)  # no checkpoint is due any more
+    assert await sibling.truncate_wal() is not None
+    await sibling.write(partial(insert, key="sibling's"))
+    reader = open_connection(database.path, read_only=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM key_value_entries").fetchall()
+    monkeypatch.setattr(os, "statvfs", with_free(5_000_000))
+    assert database._is_wal_too_large()  # as it knows
+    await database.write(partial(insert, key="after"))
+    reader.close()
+    await sibling.close()
+
+
+async def test_a_wal_that_cannot_be_copied_asks_for_room(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    database.on_full = lambda: asked.append(True)
+    reader = open_connection(database.path, read_only=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM key_value_entries").fetchall()
+    await insert_large(database, 8)
+    monkeypatch.setattr(os, "statvfs", with_free(5_000_000))
+    with pytest.raises(apsw.FullError):
+        await database.write(partial(insert, key="small"))
+    assert asked == [True]
+    reader.close()
+
+
+async def test_threads_that_may_not_be_nice_work_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> int:
+        raise PermissionError(errno.EPERM, "as a sandbox does")
+
+    monkeypatch.setattr(os, "nice", refuse)
+    database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
+    await asyncio.wait_for(asyncio.to_thread(database.open), PATIENCE_SECONDS)
+    await database.write(partial(insert, key="written"))
+    assert count(database) == 1
+    await database.close()
 
 
 def with_free(free: int) -> Callable[[Path], os.statvfs_result]:

@@ -487,7 +487,7 @@ async def test_download_without_room_is_tried_again(rig: WorkerRig, store: Memor
     await rig.transfers.enqueue_download(KEY)
     rig.start(max_attempts=2)
     assert await rig.ended(3) == [("download", "retried", 0)] * 3
-    rig.capacity.books.forgot(99_999_999)
+    rig.capacity.books.forgot(99_999_999, removed=True)
     await rig.all_rows_gone()
     assert await rig.content() == b"content"
 

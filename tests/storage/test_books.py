@@ -1,11 +1,12 @@
 """What artifacts and uploads take, kept by several processes together."""
 
+import itertools
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -85,7 +86,7 @@ class Life:
         if self.mine:
             size = self.mine.pop()
             self.table.lay(-size)
-            self.books.forgot(size)
+            self.books.forgot(size, removed=True)
             self.pending.append(-size)
 
     def commit(self) -> None:
@@ -157,7 +158,7 @@ def test_what_is_published_stays_reserved_until_it_is_committed() -> None:
 def test_what_is_deleted_leaves_no_room_until_that_is_committed() -> None:
     life = Life(Ledger.create(1), 0, Table(), "")
     life.table.commit(LIMIT)
-    life.books.forgot(400)
+    life.books.forgot(400, removed=True)
     life.pending.append(-400)
     with pytest.raises(CapacityError):
         life.capacity.reserve(1)
@@ -177,3 +178,108 @@ def test_every_worker_sees_what_the_others_hold() -> None:
     other.capacity.reserve(10)
     held.release()
     assert other.capacity.reserved == 10
+
+
+class SlowLedger(Ledger):
+    """Something happens before each question."""
+
+    before: Callable[[], None] = staticmethod(lambda: None)
+    locked = False
+
+    def total(self, entry: Entry) -> int:
+        self.before()
+        return super().total(entry)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with super().alone():
+            self.locked = True
+            yield
+            self.locked = False
+
+
+class Neighbour:
+    """A worker that holds 600 bytes, and has come so far with them."""
+
+    def __init__(self, ledger: Ledger, table: Table, far: int) -> None:
+        self.books = SharedBooks(ledger, 1, lambda: 1)
+        self.books.open(table.total)
+        self._table = table
+        self._reservation = Capacity(lambda: Volume(LIMIT, LIMIT), None, 100.0, self.books).reserve(600)
+        self._steps = iter((self._write, self._publish, self._commit))
+        for _ in range(far):
+            self.go_on()
+
+    def go_on(self) -> None:
+        next(self._steps)()
+
+    def _write(self) -> None:
+        self._table.lay(600)
+        self._reservation.wrote(600)
+
+    def _publish(self) -> None:
+        self._reservation.published(600)
+
+    def _commit(self) -> None:
+        self._table.commit(600)
+        self.books.on_committed(1)
+
+
+@pytest.mark.parametrize("question", range(6))
+@pytest.mark.parametrize("far", range(3))
+@pytest.mark.parametrize("limit_bytes", [None, LIMIT])
+def test_what_a_sibling_does_meanwhile_makes_no_room(
+    limit_bytes: int | None, far: int, question: int
+) -> None:
+    """Whichever number was read before it does, and whichever is read after."""
+    ledger, table = SlowLedger.create(2), Table()
+    neighbour, asked = Neighbour(ledger, table, far), itertools.count()
+
+    def before() -> None:
+        if next(asked) == question:
+            neighbour.go_on()
+
+    def total() -> int:
+        before()
+        return table.total()
+
+    def volume() -> Volume:
+        before()
+        # Either limit alone, the other is far away.
+        return Volume(LIMIT, LIMIT - table.on_disk()) if limit_bytes is None else Volume(10**9, 10**9)
+
+    books = SharedBooks(ledger, 0, lambda: 1)
+    books.open(total)
+    ledger.before = before
+    with pytest.raises(CapacityError):
+        Capacity(volume, limit_bytes, 100.0, books).reserve(LIMIT - 600 + 1)
+
+
+def test_nobody_reserves_between_the_two_numbers_of_what_is_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one of them it would be less that is still to be written."""
+    ledger = SlowLedger.create(2)
+    neighbour, set_locked = Neighbour(ledger, Table(), 1), list[bool]()
+    really_set = ledger.set
+
+    def note(worker: int, entry: Entry, value: int) -> None:
+        set_locked.append(ledger.locked)
+        really_set(worker, entry, value)
+
+    monkeypatch.setattr(ledger, "set", note)
+    neighbour.go_on()
+    # The reservation is given back after that, in an order that needs no lock.
+    assert set_locked == [True, True, False, False]
+
+
+def test_a_file_that_a_sibling_removed_is_counted_by_it_alone() -> None:
+    ledger, table = Ledger.create(2), Table()
+    table.commit(500)
+    one, other = (Life(ledger, number, table, "") for number in range(2))
+    one.books.forgot(300, removed=True)
+    other.books.forgot(300, removed=False)
+    assert one.books.present == 200
+    one.books.on_committed(0)
+    other.books.on_committed(0)
+    assert ledger.total(Entry.FREED) == 0

@@ -124,30 +124,35 @@ def check_and_heal(stored: Stored, client: Client, tree: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_files_damaged_under_load(data_dir: Path, campaign: Campaign, workers: int) -> None:
-    chance, stored, tree = campaign.random, Stored(), data_dir / "artifacts"
-    more = ("--workers", str(workers))
-    with node_process(data_dir, QUICK, arguments=more) as node:
-        for number in campaign.rounds(short=1, long=40):
-            load = Shaking(stored, node.url, f"{campaign.seed}-{number}", large=800_000)
-            try:
-                going = load.wait(0.5)
-                for _ in range(15):
-                    files = list(files_under(tree))
-                    for file in chance.sample(files, min(len(files), 5)):
-                        damage(file, chance, campaign)
-                    going = going and load.wait(0.05)
-            finally:
-                load.end()
-            # Another connection each time: one that was idle for so long may have been closed.
-            with Client(node.url) as client:
-                check_and_heal(stored, client, tree)
-                assert client.request("GET", "/up").status == 200
+    """Each round has a node of its own: what it is compared with would fill the memory of a long run."""
+    for number in campaign.rounds(short=1, long=40):
+        root = data_dir / str(number)
+        damage_under_load(root, campaign, f"{campaign.seed}-{number}", workers)
+        shutil.rmtree(root)
+
+
+def damage_under_load(root: Path, campaign: Campaign, seed: str, workers: int) -> None:
+    chance, stored, tree = campaign.random, Stored(), root / "artifacts"
+    with node_process(root, QUICK, arguments=("--workers", str(workers))) as node:
+        load = Shaking(stored, node.url, seed, large=800_000)
+        try:
+            going = load.wait(0.5)
+            for _ in range(15):
+                files = list(files_under(tree))
+                for file in chance.sample(files, min(len(files), 5)):
+                    damage(file, chance, campaign)
+                going = going and load.wait(0.05)
+        finally:
+            load.end()
+        with Client(node.url) as client:
+            check_and_heal(stored, client, tree)
+            assert client.request("GET", "/up").status == 200
         assert node.stop() == 0
         assert node.printed == []
         assert node.logged("artifact_damaged")
         assert [record for record in node.log if "exception" in record] == []
     for name in ("key_values.sqlite", "node.sqlite"):
-        assert query(data_dir / name, "PRAGMA integrity_check") == [("ok",)]
+        assert query(root / name, "PRAGMA integrity_check") == [("ok",)]
     for what, count in stored.counts.items():
         campaign.checked(what, count)
 

@@ -37,7 +37,7 @@ KeyValueEvent: TypeAlias = KeyValueWrite | KeyValueAccess
 
 @dataclass(slots=True)
 class KeyValueState:
-    """At most one event per key; apart, because to sort 8,000 of them takes the loop 0.5 ms."""
+    """At most one event per key; apart, because to part 8,000 of them takes the loop 0.5 ms."""
 
     writes: dict[str, KeyValueWrite] = field(default_factory=dict)
     accesses: dict[str, KeyValueAccess] = field(default_factory=dict)

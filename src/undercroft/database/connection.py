@@ -211,15 +211,8 @@ class Database:
 
         Raises `apsw.FullError`, too, while the WAL has grown so large that it could not be copied.
         """
-        if self._is_wal_too_large():
-            with suppress(apsw.Error):
-                await self.truncate_wal()
-            if self._is_wal_too_large():
-                raise apsw.FullError(
-                    f"the WAL of {self.path.name} has {self._wal_pages * PAGE_BYTES} bytes and the disk "
-                    "no room to copy it to: end whoever reads the database for so long, or make room"
-                )
         try:
+            await self._keep_wal_copyable()
             return await self._writer.run(function)
         except apsw.FullError:
             self.on_full()
@@ -227,6 +220,18 @@ class Database:
         except DAMAGED as error:
             self._tell_damage(error)
             raise
+
+    async def _keep_wal_copyable(self) -> None:
+        """Raises `apsw.FullError`; see `write`."""
+        if not self._is_wal_too_large():
+            return
+        with suppress(apsw.Error):
+            await self.truncate_wal()
+        if self._is_wal_too_large():
+            raise apsw.FullError(
+                f"the WAL of {self.path.name} has {self._wal_pages * PAGE_BYTES} bytes and the disk "
+                "no room to copy it to: end whoever reads the database for so long, or make room"
+            )
 
     def _is_wal_too_large(self) -> bool:
         return self._wal_pages >= CHECKPOINT_PAGES and not has_room_to_copy(self.path, self._wal_pages)
@@ -304,7 +309,8 @@ class Database:
         """
         self._truncating = True
         try:
-            in_wal = await self._checkpointer.run(self._copy_wal)
+            # Kept if the rest fails: what was known is of this process's last commit, and others empty it.
+            in_wal = self._wal_pages = await self._checkpointer.run(self._copy_wal)
             await self._writer.run(truncate_wal)
             self._wal_pages = 0
         except (apsw.BusyError, apsw.LockedError):

@@ -37,7 +37,8 @@ class ConnectionThread:
         self._accepts = True
 
     def _work(self) -> None:
-        os.nice(self._niceness)  # on Linux that of a thread (man 2 nice)
+        with suppress(OSError):  # where a sandbox forbids it they are as nice as the loop
+            os.nice(self._niceness)  # on Linux that of a thread (man 2 nice)
         try:
             connection = self._open()
         except BaseException as error:  # noqa: BLE001  # handed to `open`, which waits for an answer

@@ -141,7 +141,7 @@ class Exchange:
         self._chunked = self._bodiless = False
         self._left: int | None = None
         self.answered = False
-        """Whether the whole answer was handed to the transport."""
+        """Whether the whole answer was written, or waits for the end of this turn of the loop."""
         self.words: bytes | None = None
         """Of the request, if it came at once and alone, and not for the first time."""
 

@@ -18,7 +18,7 @@ class Books(Protocol):
 
     @property
     def present(self) -> int:
-        """The same without those whose files are deleted already."""
+        """The same without those whose files are deleted already; less for a moment where two delete one."""
         ...
 
     @property
@@ -55,8 +55,8 @@ class Books(Protocol):
         """There is another artifact, in the place of one of `replaced` bytes; its row was enqueued."""
         ...
 
-    def forgot(self, size: int) -> None:
-        """There is one less; the delete of its row was enqueued."""
+    def forgot(self, size: int, *, removed: bool) -> None:
+        """There is one less; the delete of its row was enqueued. `removed`: its file, by this process."""
         ...
 
 
@@ -96,7 +96,7 @@ class OwnBooks:
         """See `Books`."""
         self.used += size - replaced
 
-    def forgot(self, size: int) -> None:
+    def forgot(self, size: int, *, removed: bool) -> None:  # noqa: ARG002  # there is nobody else
         """See `Books`."""
         self.used -= size
 
@@ -164,14 +164,17 @@ class SharedBooks:
 
     def published(self, size: int, replaced: int) -> None:  # noqa: ARG002  # the old one counts until then
         """See the class."""
-        self.hold(size)
-        self.wrote(size)
+        # For who reserves in between it would be too little that is to be written.
+        with self.alone():
+            self.hold(size)
+            self.wrote(size)
         self._uncommitted.append((self._newest(), size, 0))
 
-    def forgot(self, size: int) -> None:
-        """See the class."""
-        self._add(Entry.FREED, size)
-        self._uncommitted.append((self._newest(), 0, size))
+    def forgot(self, size: int, *, removed: bool) -> None:
+        """See the class. Where the file was gone already, whoever removed it has said so."""
+        if removed:
+            self._add(Entry.FREED, size)
+            self._uncommitted.append((self._newest(), 0, size))
 
     def on_committed(self, generation: int) -> None:
         """What was enqueued up to this generation is in the database now."""

@@ -84,20 +84,25 @@ class Capacity:
 
     def room(self) -> int:
         """Bytes that are not used, not kept free, and not reserved; negative above a limit."""
-        return self._room(self.used)
+        return self._room(lambda: self.books.used)
 
     def room_to_come(self, unlinked: int) -> int:
         """The same when all deletes are done: those that wait for their commit, too.
 
         `unlinked` are bytes of deleted files that the file system has yet to give back.
         """
-        return self._room(self.books.present, unlinked)
+        return self._room(lambda: self.books.present, unlinked)
 
-    def _room(self, used: int, unlinked: int = 0) -> int:
+    def _room(self, used: Callable[[], int], unlinked: int = 0) -> int:
+        # In this order: siblings write and commit without a lock, and what they do in between counts twice,
+        # never not at all.
+        reserved = self.reserved
+        to_come = reserved - self.written
+        by_bytes = None if self._limit_bytes is None else self._limit_bytes - used() - reserved
         total, free = self._volume()[:2]
         kept_free = int(total * (100 - self._limit_percent) / 100)
-        room = free + unlinked - kept_free - (self.reserved - self.written)
-        return room if self._limit_bytes is None else min(room, self._limit_bytes - used - self.reserved)
+        by_volume = free + unlinked - kept_free - to_come
+        return by_volume if by_bytes is None else min(by_volume, by_bytes)
 
     @property
     def awaits_commit(self) -> bool:

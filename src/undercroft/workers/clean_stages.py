@@ -130,11 +130,12 @@ class NodeStages:
             label = None if file is None else file.fitting_label
             if label is not None and label.stored_at > cutoff:
                 return False  # another process has just given it the name
+            freed: int | None = None
             if file is not None:
                 # Only that: another process may be giving the name to a new one.
-                await self._artifacts.threads.run(self._disk.delete_file, key, file.inode)
+                freed = await self._artifacts.threads.run(self._disk.delete_file, key, file.inode)
             if row is not None:
-                await self._artifacts.forget(row)
+                await self._artifacts.forget(row, removed=freed is not None)
         return row is not None or file is not None
 
     # --- transfers --------------------------------------------------------------------------------

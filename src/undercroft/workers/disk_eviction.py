@@ -68,6 +68,8 @@ class Pass:
         self._capacity = capacity
         self._reason = reason
         self.artifacts = 0
+        self.rows_gone = 0
+        """Those of `artifacts`, and whose file went before: another process counts it, or this pass has."""
         self.failures_in_a_row = 0
         self.may_flush = True
         self._bytes = 0
@@ -148,8 +150,13 @@ class DiskEviction:
         target_percent: float,
         interval_ms: int,
         patience_ms: int = 1_000,
+        commit_timeout_ms: int = 10_000,
     ) -> None:
-        """`patience_ms`: how long uploads wait for what others hold when nothing can be deleted any more."""
+        """How long uploads wait when nothing can be deleted any more.
+
+        `patience_ms` for what others hold, `commit_timeout_ms` for the commit of what was deleted: as
+        long as they would wait for their own.
+        """
         self._artifacts = artifacts
         self._database = database
         self._capacity = capacity
@@ -158,6 +165,7 @@ class DiskEviction:
         self._target_percent = target_percent
         self._interval_s = interval_ms / 1_000
         self._patience_s = patience_ms / 1_000
+        self._commit_timeout_s = commit_timeout_ms / 1_000
         self._line = WaitingLine()
         self._draining = False
         self._rows_wait = False
@@ -239,7 +247,8 @@ class DiskEviction:
                 since = time.monotonic()
             if not self._line:
                 return
-            if time.monotonic() - since >= self._patience_s or not self._may_hope(one):
+            patience = self._commit_timeout_s if self._capacity.awaits_commit else self._patience_s
+            if time.monotonic() - since >= patience or not self._may_hope(one):
                 self._give_up(one)
             if one.may_flush and self._capacity.awaits_commit:
                 one.may_flush = await self._flush()
@@ -291,9 +300,9 @@ class DiskEviction:
             if spare_used:
                 rows = [row for row in rows if not row.uploading]
             if rows:
-                before, found = one.artifacts, found + len(rows)
+                before, found = one.rows_gone, found + len(rows)
                 served += await self._evict_rows(one, rows, spare_used=spare_used)
-                spared_slices = 0 if one.artifacts > before else spared_slices + spare_used
+                spared_slices = 0 if one.rows_gone > before else spared_slices + spare_used
         return served
 
     def _too_many(self, one: Pass) -> int:
@@ -367,6 +376,9 @@ class DiskEviction:
         if result is None:
             return
         one.failures_in_a_row = 0
+        one.rows_gone += 1
+        if row.size and not result:
+            return
         one.add(row, result)
         age = max(now_us() - row.used_at, 0) / 1_000_000
         self._telemetry.emit(events.DISK_EVICTED, {"bytes": result, "age_seconds": age}, {})

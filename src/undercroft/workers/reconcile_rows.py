@@ -101,7 +101,7 @@ class RowCheck:
             path = artifact_path(self._disk.artifacts, key)
             if row is None or await self._artifacts.threads.run(identity_at, path) is not None:
                 return
-            await self._artifacts.forget(row)
+            await self._artifacts.forget(row, removed=False)
         round_.tell("row_without_file")
 
     async def _set_aside(self, round_: Round, row: ArtifactAccess, file: CheckedFile) -> None:
