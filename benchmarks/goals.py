@@ -139,7 +139,7 @@ GOALS = (
     Goal(
         "memory",
         "upload_mib",
-        "memory that eight uploads of 32 MiB at once take more than before, at most",
+        "memory that eight uploads at once, of 2 or of 32 MiB, take more than before, at most",
         "<=",
         32,
         "MiB",

@@ -255,6 +255,7 @@ def measure_other(given: argparse.Namespace, work: Form, mix: Mix) -> None:
     """Any other server. Nothing is kept: this project publishes figures of what it installs itself."""
     headers = dict(line.split(":", 1) for line in given.header)
     target = Target(given.url, place_of(given.url, given.dialect, headers), given.pid)
+    print(f"mixed: {given.url} is filled first", flush=True)
     filled(target, mix)
     rounds = measure_all([target], mix, work)
     report.show([most(rounds), latency(rounds), by_kind(rounds)])

@@ -191,6 +191,26 @@ def test_unknown_name_in_the_environment(environment: dict[str, str], name: str)
     assert f"{name} in the environment is no setting" in problems()
 
 
+def test_a_file_that_is_no_toml(toml: Path) -> None:
+    toml.write_text("port = [\n")
+    assert f"config file {toml}: it is not valid TOML: " in problems(config_file=toml)
+
+
+@pytest.mark.parametrize("name", ["max_age_days", "max_database_bytes"])
+def test_none_where_the_default_is_a_bound(environment: dict[str, str], toml: Path, name: str) -> None:
+    assert getattr(load({}).key_values, name) is not None
+    environment[f"UNDERCROFT_KEY_VALUES__{name.upper()}"] = "none"
+    assert getattr(load({}).key_values, name) is None
+    del environment[f"UNDERCROFT_KEY_VALUES__{name.upper()}"]
+    toml.write_text(f"[key_values]\n{name} = 'none'\n")
+    assert getattr(load({}, toml).key_values, name) is None
+
+
+def test_none_where_there_must_be_something(environment: dict[str, str]) -> None:
+    environment["UNDERCROFT_DISK__LIMIT_PERCENT"] = "none"
+    assert "disk.limit_percent" in problems()
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

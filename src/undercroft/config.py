@@ -183,7 +183,13 @@ def without_effect(settings: Settings) -> list[str]:
 
 
 def _from_file(config_file: Path | None) -> dict[str, Any]:
-    return {} if config_file is None else tomllib.loads(config_file.read_text())
+    """Raises OSError, and ValueError for what is no TOML or no text."""
+    if config_file is None:
+        return {}
+    try:
+        return tomllib.loads(config_file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"it is not valid TOML: {error}") from error
 
 
 def _from_environment() -> dict[str, Any]:

@@ -45,6 +45,7 @@ from undercroft.s3.object_store import ObjectStore, open_object_store
 from undercroft.s3.transfers import S3Transfers
 from undercroft.storage.capacity import Capacity, volume_of
 from undercroft.storage.disk import Disk
+from undercroft.storage.layout import directory_identity
 from undercroft.storage.ledger import Entry
 from undercroft.storage.vouching import check_that_files_vouch
 from undercroft.supervisor import Crash, Supervisor
@@ -208,6 +209,7 @@ class Node:
             self.capacity,
             volume_of(self.settings.data_dir),
             Marks(disk.high_watermark_percent, disk.target_percent, disk.limit_percent),
+            data_directory=lambda: directory_identity(self.settings.data_dir),
             warnings=RECENT,
             count_transfers=self.transfers.count,
             in_work=lambda: self.background.transfers_in_work,

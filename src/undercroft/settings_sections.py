@@ -1,7 +1,7 @@
 """The settings in their sections: type, default, unit and meaning of each."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
@@ -31,6 +31,14 @@ class Section(BaseModel):
     """A group of settings; unknown names in it are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _nothing_by_name(cls, value: object, info: ValidationInfo) -> object:
+        """`none` where there may be none: neither the environment nor TOML has another word for it."""
+        if value == "none" and type(None) in get_args(cls.model_fields[info.field_name or ""].annotation):
+            return None
+        return value
 
     @field_validator("*")
     @classmethod

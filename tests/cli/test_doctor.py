@@ -57,6 +57,19 @@ def test_beside_a_running_node(data_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not list(data_dir.glob("doctor-*"))
 
 
+def test_beside_a_node_of_another_data_directory(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with node_process(data_dir) as node:
+        monkeypatch.setenv("UNDERCROFT_PORT", node.url.rpartition(":")[2])
+        for other in (tmp_path / "new", tmp_path):
+            status, found = diagnose(other)
+            assert status == 0
+            assert [one["found"] for one in found if one["what"] == "node"] == [
+                f"{node.url} runs, but works in another directory than {other}"
+            ]
+
+
 def test_wrong_settings(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDERCROFT_ACK", "later")
     code, (finding,) = diagnose(data_dir)

@@ -55,6 +55,23 @@ def test_the_address_comes_from_the_settings(node: NodeProcess, monkeypatch: pyt
     assert run().exit_code == 0
 
 
+def test_a_node_of_another_data_directory(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERCROFT_PORT", node.url.rpartition(":")[2])
+    assert run("--data-dir", node.data_dir).exit_code == 0
+    another = run("--data-dir", tmp_path)
+    assert another.exit_code == 2
+    assert f"the node at {node.url} works in another directory than {tmp_path}" in another.stderr
+    missing = run("--data-dir", tmp_path / "missing")
+    assert missing.exit_code == 2
+    assert (
+        f"there is no directory {tmp_path / 'missing'}; the node at {node.url} has another" in missing.stderr
+    )
+    # Who names the address means the node there, whatever else is on this machine.
+    assert run("--data-dir", tmp_path, "--url", node.url).exit_code == 0
+
+
 def test_watching(node: NodeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

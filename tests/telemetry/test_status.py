@@ -36,6 +36,7 @@ def report(telemetry: Events, *, has_object_store: bool = True, volume: Volume |
         count_transfers=no_transfers,
         in_work=lambda: 2,
         parked=lambda: 1,
+        data_directory=lambda: "1-2",
         has_object_store=has_object_store,
     )
 

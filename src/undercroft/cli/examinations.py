@@ -21,6 +21,7 @@ from undercroft.database.upkeep import size_on_disk
 from undercroft.errors import ObjectStoreError, SettingsError, UndercroftError
 from undercroft.s3.object_store import open_object_store
 from undercroft.storage.capacity import volume_of
+from undercroft.storage.layout import directory_identity
 from undercroft.telemetry.events import Events
 
 # A node answers `/up` in milliseconds, unless its disk hangs.
@@ -201,6 +202,7 @@ def _taken(settings: Settings) -> Finding:
     url = listening_url(settings)
     try:
         answer = httpx.get(f"{url}/up", timeout=ANSWER_S, trust_env=False)
+        is_of_another = answer.headers.get("server") == "undercroft" and _is_of_another(url, settings)
     except httpx.HTTPError as error:
         return problem("address", f"{url} is taken by who does not answer: {error}", "choose another port")
     if answer.headers.get("server") != "undercroft":
@@ -209,7 +211,24 @@ def _taken(settings: Settings) -> Finding:
         return problem(
             "node", f"{url} runs and has trouble: {answer.text[:500]}", "see Operations in the documentation"
         )
+    if is_of_another:
+        return warning(
+            "node",
+            f"{url} runs, but works in another directory than {settings.data_dir}",
+            "set port to that of the node you mean, or choose another for this one",
+        )
     return ok("node", f"{url} runs and is well")
+
+
+def _is_of_another(url: str, settings: Settings) -> bool:
+    """Whether the node says so; one that asks for a token says nothing."""
+    answer = httpx.get(f"{url}/api/status", timeout=ANSWER_S, trust_env=False)
+    if answer.status_code != httpx.codes.OK:
+        return False
+    its = answer.json().get("data_directory")
+    return its is not None and (
+        not settings.data_dir.is_dir() or its != directory_identity(settings.data_dir)
+    )
 
 
 def of_limits(_settings: Settings) -> Iterator[Finding]:

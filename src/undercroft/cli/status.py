@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import httpx
@@ -19,6 +20,7 @@ from undercroft.database.backup import artifact_count
 from undercroft.database.schema import KEY_VALUES, NODE
 from undercroft.database.upkeep import size_on_disk
 from undercroft.errors import DataDirectoryError
+from undercroft.storage.layout import directory_identity
 from undercroft.telemetry.activity import Counts, Period
 from undercroft.telemetry.status import Status
 
@@ -64,6 +66,8 @@ def status(  # noqa: PLR0917  # options of a command, which typer passes by name
         settings = settings_of(data_dir, config)
         address = (url or listening_url(settings)).rstrip("/")
         found = _ask(address, token)
+        if found is not None and data_dir is not None and url is None:
+            refuse_another(found, data_dir, address)
         if found is None and url is None:
             _show_stopped(settings, address, as_json)
     if found is None:
@@ -95,6 +99,17 @@ def _ask(address: str, token: str | None) -> Status | None:
         raise DataDirectoryError(
             f"{address} is no Undercroft of this version: {answer.text[:200]}"
         ) from error
+
+
+def refuse_another(found: Status, data_dir: Path, address: str) -> None:
+    """Raises `DataDirectoryError` if the node at the address is not that of the data directory."""
+    if not data_dir.is_dir():
+        raise DataDirectoryError(f"there is no directory {data_dir}; the node at {address} has another")
+    if found.data_directory != directory_identity(data_dir):
+        raise DataDirectoryError(
+            f"the node at {address} works in another directory than {data_dir}: "
+            "give --url, or the port of its node (UNDERCROFT_PORT)"
+        )
 
 
 def _watch(address: str, token: str | None, found: Status, *, day: bool) -> None:

@@ -24,6 +24,12 @@ _SURELY_SHORT = MAX_COMPONENT_BYTES // 4 + 1
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+def directory_identity(path: Path) -> str:
+    """A name for a directory that others of the machine know it by, too. Raises OSError."""
+    status = path.stat()
+    return f"{status.st_dev:x}-{status.st_ino:x}"
+
+
 def safe_component(value: str, what: str) -> str:
     """`value` if it may be one component of a path; `what` names it in the error.
 

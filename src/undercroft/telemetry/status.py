@@ -88,6 +88,8 @@ class Status(msgspec.Struct):
     """Seconds since the epoch; of the process that started last."""
     at: float
     workers: int
+    data_directory: str
+    """Which one it works in: equal for the same, not its path, which is nobody else's business."""
     hour: Period
     day: Period
     buffers: list[BufferStatus]
@@ -117,12 +119,14 @@ class StatusReport:
         volume: Callable[[], Volume],
         marks: Marks,
         *,
+        data_directory: Callable[[], str],
         warnings: RecentWarnings,
         count_transfers: Callable[[], Awaitable[Mapping[str, int]]],
         in_work: Callable[[], int],
         parked: Callable[[], int],
         has_object_store: bool,
     ) -> None:
+        self._data_directory = data_directory
         self._activity = Activity(telemetry)
         self._buffers = buffers
         self._capacity = capacity
@@ -165,6 +169,7 @@ class StatusReport:
             started_at=self._started_at,
             at=time.time(),
             workers=1,
+            data_directory=self._identity(),
             hour=self._activity.hour(),
             day=self._activity.day(),
             buffers=[self._buffer(buffer) for buffer in self._buffers],
@@ -179,6 +184,12 @@ class StatusReport:
             object_store=self._store(),
             warnings=self._warnings.newest_first(),
         )
+
+    def _identity(self) -> str:
+        # A disk that fails is when the other figures are needed most.
+        with suppress(OSError):
+            return self._data_directory()
+        return ""
 
     def _buffer(self, buffer: SQLiteBuffer[Any, Any]) -> BufferStatus:
         stats, flushes = buffer.queue_stats(), self._flushes[buffer.name]
@@ -196,8 +207,7 @@ class StatusReport:
 
     def _disk(self) -> DiskStatus:
         volume, limit = Volume(0, 0), 0
-        # A disk that fails is when the other figures are needed most.
-        with suppress(OSError):
+        with suppress(OSError):  # see `_identity`
             # An int of its own: settings have a subclass, which JSON does not know.
             volume, limit = self._volume(), int(self._capacity.limit())
         return DiskStatus(
@@ -235,6 +245,7 @@ def together(statuses: Sequence[Status]) -> Status:
         started_at=max(one.started_at for one in statuses),
         at=max(one.at for one in statuses),
         workers=sum(one.workers for one in statuses),
+        data_directory=first.data_directory,
         hour=merged([one.hour for one in statuses]),
         day=merged([one.day for one in statuses]),
         buffers=[_one_buffer(parts) for parts in zip(*(one.buffers for one in statuses), strict=True)],
