@@ -153,6 +153,7 @@ class LastWords:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._alone = asyncio.Lock()
+        self._failing = False
 
     def _path(self, worker: int) -> Path:
         return self._directory / f"counted-{worker}"
@@ -167,13 +168,18 @@ class LastWords:
     async def write(self, worker: int, report: Report) -> None:
         """Keeps it in the place of the last one.
 
-        What the disk refuses is told and not raised: a full volume is when figures are wanted most.
+        What the disk refuses is told and not raised: a full volume is when figures are wanted most. Once, as
+        it is asked all the time.
         """
         async with self._alone:
             try:
                 await asyncio.to_thread(self._write, worker, encoded(counted(report)))
             except OSError as error:
-                log.warning("counts_not_kept", worker=worker, error=str(error))
+                if not self._failing:
+                    log.warning("counts_not_kept", worker=worker, error=str(error))
+                self._failing = True
+            else:
+                self._failing = False
 
     def _write(self, worker: int, data: bytes) -> None:
         temporary = self._directory / f"counted-{worker}.tmp"
