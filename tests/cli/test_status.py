@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -16,6 +17,7 @@ from tests.support.node_process import NodeProcess, node_process
 from tests.system.client import Client
 from undercroft.cli import app, status
 from undercroft.cli.status import duration
+from undercroft.telemetry.status import Status
 
 
 def run(*arguments: str | Path) -> Result:
@@ -70,6 +72,9 @@ def test_a_node_of_another_data_directory(
     )
     # Who names the address means the node there, whatever else is on this machine.
     assert run("--data-dir", tmp_path, "--url", node.url).exit_code == 0
+    # One whose disk fails cannot say which it is.
+    found = msgspec.json.decode(run("--url", node.url, "--json").output, type=Status)
+    status.refuse_another(msgspec.structs.replace(found, data_directory=""), tmp_path, node.url)
 
 
 def test_watching(node: NodeProcess, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,9 +226,8 @@ def _is_of_another(url: str, settings: Settings) -> bool:
     if answer.status_code != httpx.codes.OK:
         return False
     its = answer.json().get("data_directory")
-    return its is not None and (
-        not settings.data_dir.is_dir() or its != directory_identity(settings.data_dir)
-    )
+    # Nothing is said by one whose disk fails, and by one of an older version.
+    return bool(its) and (not settings.data_dir.is_dir() or its != directory_identity(settings.data_dir))
 
 
 def of_limits(_settings: Settings) -> Iterator[Finding]:

@@ -105,7 +105,7 @@ def refuse_another(found: Status, data_dir: Path, address: str) -> None:
     """Raises `DataDirectoryError` if the node at the address is not that of the data directory."""
     if not data_dir.is_dir():
         raise DataDirectoryError(f"there is no directory {data_dir}; the node at {address} has another")
-    if found.data_directory != directory_identity(data_dir):
+    if found.data_directory not in ("", directory_identity(data_dir)):
         raise DataDirectoryError(
             f"the node at {address} works in another directory than {data_dir}: "
             "give --url, or the port of its node (UNDERCROFT_PORT)"

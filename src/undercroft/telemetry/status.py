@@ -89,7 +89,10 @@ class Status(msgspec.Struct):
     at: float
     workers: int
     data_directory: str
-    """Which one it works in: equal for the same, not its path, which is nobody else's business."""
+    """Which one it works in: equal for the same, not its path, which is nobody else's business.
+
+    Empty while the disk fails.
+    """
     hour: Period
     day: Period
     buffers: list[BufferStatus]
