@@ -72,6 +72,7 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
+        self._sides: set[HttpSide] = set()
         self._news = asyncio.Condition()
         self.port = 0
         self.seen = Seen()
@@ -138,6 +139,11 @@ class FaultProxy:
         for task in (serving := tuple(self._serving)):
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
+        for side in self._sides:
+            # Closed is not gone: there may be bytes left that the other end does not read.
+            side.abort()
+        self._sides.clear()
+        await asyncio.sleep(0)
 
     async def _until(self, seen: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_S), self._news:
@@ -153,9 +159,11 @@ class FaultProxy:
         self._serving.add(task)
         self.seen.connections += 1
         client = HttpSide(reader, writer)
+        self._sides.add(client)
         store: HttpSide | None = None
         try:
             store = HttpSide(*await asyncio.open_connection("127.0.0.1", self._target_port))
+            self._sides.add(store)
             while head := await client.head():
                 await self._exchange(head, client, store)
         except asyncio.CancelledError:

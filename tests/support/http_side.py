@@ -59,7 +59,12 @@ class HttpSide:
         self._writer.transport.abort()
 
     def close(self) -> None:
+        """Ends the connection when the other end has taken what was sent."""
         self._writer.close()
+
+    def abort(self) -> None:
+        """Ends it now. Idempotent."""
+        self._writer.transport.abort()
 
 
 async def _drop(_piece: bytes) -> None:
