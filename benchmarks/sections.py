@@ -129,9 +129,9 @@ $ .venv/bin/python -m benchmarks.mixed --url http://127.0.0.1:9999 --dialect baz
 `--dialect` is one of `bazel`, `ccache`, `gradle`, `turborepo`, `nx`, `webdav`, `static` (GET and PUT of
 `/{name}`); the URL is the one a build tool would be given. `--header 'Authorization: Bearer TOKEN'` goes
 with every request, `--pid` adds that server's processor time. Only loopback addresses are taken. The server
-is filled first, which takes a minute or two before the first round (`--quick`: a moment, for a try); the
-figures are printed and not kept. To compare it with the node, measure the node the
-same way, one after the other and more than once:
+is filled first, and nothing is told until the first round is done (`--quick` is for a try); the figures are
+printed and not kept. To compare it with the node, measure the node the same way, one after the other and
+more than once:
 
 ```console
 $ .venv/bin/python -m benchmarks.mixed --url http://127.0.0.1:4000/bazel/acme/app --dialect bazel
