@@ -3,7 +3,9 @@
 import os
 import random
 import re
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,13 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.campaign import Campaign
 from tests.support.s3_endpoint import _s3_process, s3_endpoint
+from tests.support.small_volume import occupied
 from undercroft.buffers import SQLiteBuffer
 
 __all__ = ["_s3_process", "s3_endpoint"]
+
+# A run may take some gigabytes until it ends.
+EVICTS_PERCENT = 85
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,7 +70,12 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says what each campaign has tried and checked."""
+    """Says what each campaign has tried and checked, and whether nodes evicted because the disk is full."""
+    full = occupied(Path(tempfile.gettempdir()))
+    if full >= EVICTS_PERCENT:
+        terminalreporter.section("full disk")
+        line = f"{tempfile.gettempdir()} is {full:.0f} % full: from 90 % on nodes evict, and tests miss it"
+        terminalreporter.write_line(line)
     reports = [report for some in terminalreporter.stats.values() for report in some]
     ended = [report for report in reports if getattr(report, "when", "") == "teardown"]
     lines = [text for report in ended for name, text in report.user_properties if name == "campaign"]

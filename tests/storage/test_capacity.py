@@ -1,5 +1,6 @@
 """The policy of capacity is arithmetic: tables."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,13 @@ def test_volume_of_a_real_file_system(tmp_path: Path) -> None:
     volume = volume_of(tmp_path)()
     assert volume.total >= volume.free > 0
     assert volume.total > 1 << 20
+
+
+def test_what_is_kept_for_the_administrator_is_no_part_of_the_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of 1,000 blocks and 500 files 300 and 200 are taken, 600 and 100 kept for the administrator.
+    answer = os.statvfs_result((10, 10, 1_000, 700, 100, 500, 300, 200, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: answer)
+    assert volume_of(Path("/anywhere"))() == Volume(total=4_000, free=1_000, files=400, free_files=200)
 
 
 def test_bytes_that_are_written_are_not_held_twice() -> None:

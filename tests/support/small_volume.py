@@ -59,9 +59,10 @@ def _run(program: str, *arguments: str) -> None:
 
 
 def occupied(root: Path) -> float:
-    """How full the volume is, in percent, as the node counts it: room kept for root is not free."""
+    """How full the volume is, in percent, as `df` and the node count it: without what is kept for root."""
     answer = os.statvfs(root)
-    return 100 * (1 - answer.f_bavail / answer.f_blocks)
+    taken = answer.f_blocks - answer.f_bfree
+    return 100 * taken / (taken + answer.f_bavail)
 
 
 def fail(root: Path) -> None:

@@ -11,7 +11,10 @@ from undercroft.storage.books import Books, OwnBooks
 
 
 class Volume(NamedTuple):
-    """What the file system says: bytes in all and free to us, the same of files; 0 files: any number."""
+    """What the file system says: bytes in use and free to us together, and free; the same of files.
+
+    0 files: any number. What is kept for the administrator is neither, so that percentages are those of `df`.
+    """
 
     total: int
     free: int
@@ -25,7 +28,9 @@ def volume_of(path: Path) -> Callable[[], Volume]:
     def ask() -> Volume:
         answer = os.statvfs(path)
         size = answer.f_frsize
-        return Volume(answer.f_blocks * size, answer.f_bavail * size, answer.f_files, answer.f_favail)
+        blocks = answer.f_blocks - answer.f_bfree + answer.f_bavail
+        files = answer.f_files - answer.f_ffree + answer.f_favail
+        return Volume(blocks * size, answer.f_bavail * size, files, answer.f_favail)
 
     return ask
 
