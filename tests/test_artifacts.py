@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from tests.support.artifact_rig import KEY, ArtifactRig, whole
-from tests.support.disk_faults import ERRORS, fault
+from tests.support.disk_faults import ERRORS, by_threads, fault
 from tests.support.folders import artifact_files, files_under, temporary_files
 from tests.support.leaks import open_files
 from undercroft import artifacts
@@ -69,6 +69,7 @@ class Gate:
         self._after = after
         self._arrived = threading.Event()
         self._open = threading.Event()
+        by_threads(monkeypatch)
         monkeypatch.setattr(owner, name, self)
 
     def __call__(self, *args: Any) -> Any:

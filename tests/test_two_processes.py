@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.artifact_rig import KEY, ArtifactRig, body
+from tests.support.disk_faults import by_threads
 from tests.support.fake_cleaning import FakeCleaning
 from tests.support.memory_store import MemoryStore
 from tests.support.reconcile_rig import ReconcileRig
@@ -50,6 +51,7 @@ def in_between(
             await once.pop()()
         return result
 
+    by_threads(monkeypatch)
     monkeypatch.setattr(rig.artifacts.threads, "run", run)
 
 

@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from tests.support.artifact_rig import KEY, ArtifactRig
-from tests.support.disk_faults import fault
+from tests.support.disk_faults import by_threads, fault
 from tests.support.folders import artifact_files, files_under
 from tests.support.leaks import open_files
 from undercroft import artifacts
@@ -204,6 +204,7 @@ async def test_where_files_say_nothing_a_replacement_is_seen_before_its_row(
             really_over(*arguments)
             seen.append(asyncio.run_coroutine_threadsafe(rig.content(), loop).result(20))
 
+        by_threads(monkeypatch)
         monkeypatch.setattr(rig.disk, "publish_over", publish_over)
         await rig.store(b"new one", replace=True)
     assert seen == [b"new one"]
@@ -282,6 +283,7 @@ async def test_a_deleted_file_does_not_come_back_with_a_slow_reader(
             await rig.artifacts.delete(KEY)
         return result
 
+    by_threads(monkeypatch)
     monkeypatch.setattr(rig.artifacts.threads, "run", run)
     assert await rig.content() == b"12345"  # it was there when it was opened
     assert rig.artifacts.find(KEY) is None

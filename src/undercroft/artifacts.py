@@ -60,7 +60,7 @@ class CacheArtifacts:
         """Whether what is under a key is about to go, so that nobody may rely on it. Cleaning sets it."""
         self.was_cleaned: Callable[[str, int], bool] = lambda _key, _stored_at: False
         """Whether what was stored under a key at that time was to go by a request since. Cleaning sets it."""
-        self.threads = DiskThreads()
+        self.threads = DiskThreads(small_on_loop=not disk.syncs)
         self.intake = Intake(self.threads)
         self._verified = VerifiedFiles[ArtifactAccess]()
         self._healing = Healing(disk, self._verified)
@@ -111,20 +111,19 @@ class CacheArtifacts:
         just stored it anew; and it stays. 0 as well where another was first.
         """
         async with self.alone(key):
-            row = self.find(key)
+            row, freed = self.find(key), None
             if unless_used_after is None:
                 freed = await self.threads.run(self._disk.delete, key)
             elif row is None:
                 return 0
             elif row.accessed_at > unless_used_after:
                 return None
-            else:
-                file = await self.threads.run(self._disk.look, key)
-                if file is not None and (label := file.fitting_label) and not agrees(row, label):
+            elif (file := await self.threads.run_for(0, self._disk.look, key)) is not None:
+                if (label := file.fitting_label) and not agrees(row, label):
                     self.take_at_its_word(key, file)
                     return None
                 # Never just the name: another process may give it to a new file from one moment to the next.
-                freed = await self.threads.run(self._disk.delete_file, key, file.inode) if file else None
+                freed = await self.threads.run_for(file.size, self._disk.delete_file, key, file.inode)
             if row is not None:
                 await self.forget(row, removed=freed is not None)
         return freed or 0
@@ -198,7 +197,7 @@ class CacheArtifacts:
         said = Witnesses(row, label, file.size)
         surely = surely or file.size <= VERIFY_MAX_BYTES or said.must_be_proven
         if surely and said.can_be_proven:
-            witness = said.by_digest(await self.threads.run(sha256_of, file))
+            witness = said.by_digest(await self.threads.run_for(file.size, sha256_of, file))
         else:
             witness = said.by_size(self._disk.boot)
         if witness is Witness.CONTRADICTED:
@@ -303,7 +302,7 @@ class CacheArtifacts:
             finally:
                 if upload.on_disk:
                     # To free a large file takes its time.
-                    await self.threads.run(upload.discard)
+                    await self.threads.run_for(upload.size, upload.discard)
 
     async def wait_for_room(self) -> None:
         """Returns when an artifact's rows would be accepted; raises like `SQLiteBuffer.wait_for_room`."""
@@ -319,13 +318,13 @@ class CacheArtifacts:
             arrival.replace = arrival.replace or self.is_doomed(key)
             old = self.find(key)
             try:
-                row = await self.threads.run(self._finish, arrival, old)
+                row = await self.threads.run_for(upload.size, self._finish, arrival, old)
                 if upload.published is None and await self._stays(key, old, arrival):
                     # Whoever stored it may still be waiting for its commit.
                     return self._rows.before(key)
                 if upload.published is None:
                     # What nobody vouches for, or is damaged, is healed like what is to be replaced.
-                    await self.threads.run(upload.publish_over, key)
+                    await self.threads.run_for(upload.size, upload.publish_over, key)
                 tickets = self._record(row, upload=not arrival.from_object_store)
             except BaseException:
                 await self._take_back(arrival, old, room)

@@ -1,6 +1,7 @@
 """What blocks runs in threads; whoever waits hears how it ended."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from undercroft.errors import ClosedError
-from undercroft.storage.disk_threads import DISK_THREADS, DiskThreads
+from undercroft.storage import disk_threads as module
+from undercroft.storage.disk_speed import DiskSpeed
+from undercroft.storage.disk_threads import DISK_THREADS, SMALL_BYTES, DiskThreads
 
 
 @pytest.fixture
@@ -133,3 +136,92 @@ async def test_no_job_is_left_lying_however_they_come(threads: DiskThreads) -> N
 
     async with asyncio.timeout(60):
         await asyncio.gather(*(some(count) for count in range(1, 2 * DISK_THREADS)))
+
+
+# --- what is small -------------------------------------------------------------------------------------
+
+
+def current_thread() -> str:
+    return threading.current_thread().name
+
+
+@pytest.mark.parametrize(("size", "on_loop"), [(0, True), (SMALL_BYTES, True), (SMALL_BYTES + 1, False)])
+async def test_what_is_small_the_loop_does(threads: DiskThreads, size: int, on_loop: bool) -> None:
+    found = await asyncio.gather(*(threads.run_for(size, current_thread) for _ in range(100)))
+    assert {name == current_thread() for name in found} == {on_loop}
+
+
+async def test_whoever_syncs_waits_in_threads() -> None:
+    threads = DiskThreads(small_on_loop=False)
+    assert (await threads.run_for(1, current_thread)).startswith("disk")
+    threads.close()
+
+
+async def test_results_and_errors_of_small_things_come_to_who_asked(threads: DiskThreads) -> None:
+    assert await threads.run_for(1, int, "ff", base=16) == 255
+    with pytest.raises(FileNotFoundError):
+        await threads.run_for(1, os.stat, "/nowhere")
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await threads.run_for(1, next, iter(()))
+    assert await threads.run_for(1, abs, -1) == 1
+    assert disk_threads() == []  # none was needed
+
+
+async def test_others_get_their_turn_between_small_things(
+    threads: DiskThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TURN_S", 1e-9)
+    done: list[int] = []
+    jobs = [asyncio.create_task(threads.run_for(1, done.append, number)) for number in range(10)]
+    seen = []
+    for _ in range(2 * len(jobs)):
+        await asyncio.sleep(0)
+        seen.append(len(done))
+    assert done == [*range(10)]
+    # At first the tasks begin. One a turn from then on, and none twice.
+    assert seen[seen.index(1) :][:10] == [*range(1, 11)]
+    await asyncio.gather(*jobs)
+
+
+async def test_many_small_things_share_a_turn(threads: DiskThreads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TURN_S", 20.0)
+    done: list[int] = []
+    jobs = [asyncio.create_task(threads.run_for(1, done.append, number)) for number in range(10)]
+    seen = set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+        seen.add(len(done))
+    assert seen == {0, 10}
+    await asyncio.gather(*jobs)
+
+
+async def test_threads_take_over_from_a_loop_that_the_disk_holds_up(threads: DiskThreads) -> None:
+    held_up = asyncio.create_task(threads.run_for(1, time.sleep, 0.02))
+    behind = [asyncio.create_task(threads.run_for(1, current_thread)) for _ in range(20)]
+    found = await asyncio.gather(*behind)
+    await held_up
+    assert all(name.startswith("disk") for name in found)
+    assert (await threads.run_for(1, current_thread)).startswith("disk")  # for a while
+    threads._speed = DiskSpeed()
+    assert await threads.run_for(1, current_thread) == current_thread()
+
+
+async def test_who_is_cancelled_waits_for_what_is_small(threads: DiskThreads) -> None:
+    done: list[int] = []
+    job = asyncio.create_task(threads.run_for(1, done.append, 1))
+    await asyncio.sleep(0)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert done == [1]
+
+
+async def test_a_close_ends_after_what_is_small(threads: DiskThreads) -> None:
+    done: list[int] = []
+    jobs = [asyncio.create_task(threads.run_for(1, done.append, number)) for number in range(10)]
+    await asyncio.sleep(0)
+    threads.close()
+    assert done == [*range(10)]
+    await asyncio.gather(*jobs)
+    with pytest.raises(ClosedError):
+        await threads.run_for(1, done.append, 1)

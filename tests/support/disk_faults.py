@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
+
+from undercroft.storage import disk_threads
+
 OPERATIONS = ("open", "write", "setxattr", "fsync", "link", "replace", "mkdir")
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
@@ -35,3 +39,8 @@ def fault(operation: str, number: int, *, after: int = 0) -> Iterator[Fault]:
     injected = Fault(operation, number, after)
     with mock.patch.object(os, operation, injected):
         yield injected
+
+
+def by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on threads do also what is small: a test that needs the event loop cannot hold that up."""
+    monkeypatch.setattr(disk_threads, "SMALL_BYTES", -1)

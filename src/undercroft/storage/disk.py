@@ -1,6 +1,6 @@
 """Files of artifacts: written under a temporary name, published at once and whole, opened, deleted.
 
-Everything here blocks and is called from the disk's threads, but for `open`, which is quick.
+Everything here blocks, and is called through `DiskThreads`, but for `open`, which is quick.
 """
 
 import errno
@@ -103,7 +103,8 @@ class Disk:
         self._mine = self._temporaries / uuid.uuid4().hex
         self._lock: int | None = None
         self._names = itertools.count()  # several threads draw from it
-        self._fsync = fsync
+        self.syncs = fsync
+        """Whether what is published is on the medium by then, which takes long."""
         self.boot = boot_mark(boot_id())
         """This boot of the machine, as labels say it."""
         self.files_vouch = False
@@ -183,7 +184,7 @@ class Disk:
 
     def _make_durable(self, final: str, made: bool) -> None:
         """Syncs the name of a file, and those of its directories if some were `made` for it."""
-        if not self._fsync:
+        if not self.syncs:
             return
         try:
             for directory in Path(final).parents:
@@ -203,7 +204,7 @@ class Disk:
         label = None
         if self.files_vouch:
             label = Label(temporary.size, temporary.digest(), stored_at, self.boot)
-        return temporary.finish(label, fsync=self._fsync)
+        return temporary.finish(label, fsync=self.syncs)
 
     def open(self, key: str) -> OpenFile | None:
         """Opens an artifact for reading, None when there is none. Raises other OSErrors.
