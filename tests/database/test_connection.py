@@ -29,8 +29,11 @@ NICEST = 19
 """As nice as a thread can be (man 2 setpriority)."""
 
 
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
+@pytest.fixture(params=[2, 8], ids=["two processors", "eight processors"])
+async def database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> AsyncIterator[Database]:
+    monkeypatch.setattr(connections, "processors", lambda: request.param)
     database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
     database.open()
     yield database
@@ -51,6 +54,12 @@ def count(database: Database) -> int:
 
 def wal_bytes(database: Database) -> int:
     return database.path.with_name(database.path.name + "-wal").stat().st_size
+
+
+async def checkpoints_made(database: Database) -> None:
+    """Returns when none is due any more; what the checkpointer asks of the writer comes after its own."""
+    for thread in (database._checkpointer, database._writer):
+        await thread.run(lambda _: None)
 
 
 # --- PRAGMAs ---
@@ -327,24 +336,44 @@ async def test_a_file_that_must_be_migrated_does_not_open_under_a_lock(tmp_path:
 # --- checkpoints ---
 
 
-async def test_checkpoints_run_in_a_thread_of_their_own(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("processors", "slow_s", "expected"),
+    [
+        (8, 60.0, {"key_values-checkpointer"}),
+        (3, 60.0, {"key_values-checkpointer"}),
+        (2, 60.0, {"key_values-writer"}),
+        (1, 60.0, {"key_values-writer"}),
+        # Whether the medium is slow shows at the first.
+        (2, 0.0, {"key_values-writer", "key_values-checkpointer"}),
+    ],
+)
+async def test_who_makes_checkpoints(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processors: int,
+    slow_s: float,
+    expected: set[str],
 ) -> None:
     monkeypatch.setattr(connections, "CHECKPOINT_PAGES", 20)
+    monkeypatch.setattr(connections, "SLOW_CHECKPOINT_S", slow_s)
+    monkeypatch.setattr(connections, "processors", lambda: processors)
     threads: list[str] = []
-    done = threading.Event()
     really = Database._checkpoint
 
     def checkpoint(self: Database, connection: apsw.Connection) -> None:
         threads.append(threading.current_thread().name)
         really(self, connection)
-        done.set()
 
     monkeypatch.setattr(Database, "_checkpoint", checkpoint)
-    for n in range(20):
+    database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
+    database.open()
+    for n in range(40):
         await database.write(lambda c, n=n: insert(c, f"k{n}", "x" * 8_000))  # type: ignore[misc]
-    assert await asyncio.to_thread(done.wait, PATIENCE_SECONDS)
-    assert set(threads) == {"key_values-checkpointer"}
+        await checkpoints_made(database)
+    await database.close()
+    assert set(threads) == expected
+    assert len(threads) > 2
+    assert threads[1:] == [threads[1]] * (len(threads) - 1)
     assert database.checkpoint_failures == 0
 
 
@@ -397,6 +426,8 @@ async def test_the_wal_stays_bounded_under_a_writer_that_never_pauses(
     await database.close()
 
 
+# Where it does not run between the commits of the writer.
+@pytest.mark.parametrize("database", [8], indirect=True, ids=["eight processors"])
 async def test_the_writer_restarts_the_wal_while_no_checkpoint_runs(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,9 +489,7 @@ async def test_a_reader_that_stays_does_not_stop_the_writer(
         await database.write(lambda c, n=n: insert(c, f"k{n}", "x" * 20_000))  # type: ignore[misc]
     assert reader.execute("SELECT count(*) FROM key_value_entries").fetchall() == [(1,)]
     assert count(database) == 101
-    # The checkpointer may not have had a turn yet; what it asks of the writer comes after that.
-    for thread in (database._checkpointer, database._writer):
-        await thread.run(lambda _: None)
+    await checkpoints_made(database)
     # Some 900 pages at 100 to an attempt: not one for each commit.
     assert 1 <= database.checkpoint_failures <= 20
     reader.close()
@@ -490,6 +519,8 @@ async def test_the_wal_never_grows_beyond_what_there_is_room_to_copy(
     assert wal_bytes(database) < 1_000_000
 
 
+# Where it does not run between the commits of the writer.
+@pytest.mark.parametrize("database", [8], indirect=True, ids=["eight processors"])
 async def test_a_wal_that_another_process_has_emptied_is_no_obstacle(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,7 +528,7 @@ async def test_a_wal_that_another_process_has_emptied_is_no_obstacle(
     sibling = Database(database.path, KEY_VALUES)
     sibling.open()
     await insert_large(database, 8)
-    await database._checkpointer.run(lambda _: None)  # no checkpoint is due any more
+    await checkpoints_made(database)
     assert await sibling.truncate_wal() is not None
     await sibling.write(partial(insert, key="sibling's"))
     reader = open_connection(database.path, read_only=True)

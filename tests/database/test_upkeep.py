@@ -35,8 +35,11 @@ def empty(connection: apsw.Connection) -> None:
     connection.execute("DELETE FROM key_value_entries").fetchall()
 
 
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
+@pytest.fixture(params=[2, 8], ids=["two processors", "eight processors"])
+async def database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> AsyncIterator[Database]:
+    monkeypatch.setattr(connections, "processors", lambda: request.param)
     database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
     database.open()
     await database.write(fill)
@@ -166,6 +169,29 @@ async def test_relieving_copies_a_wal_that_has_grown(
     assert database.path.stat().st_size > before
 
 
+async def test_relieving_waits_for_the_checkpoint_that_is_due(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.truncate_wal()
+    release = threading.Event()
+    really = Database._checkpoint
+
+    def checkpoint(self: Database, connection: apsw.Connection) -> None:
+        assert release.wait(PATIENCE_SECONDS)
+        really(self, connection)
+
+    monkeypatch.setattr(Database, "_checkpoint", checkpoint)
+    before = database.path.stat().st_size
+    await database.write(lambda connection: fill(connection, CHECKPOINT_PAGES * 4))
+    relieving = asyncio.create_task(database.relieve_wal())
+    await asyncio.sleep(0)  # it has asked whoever copies
+    asyncio.get_running_loop().call_soon(release.set)
+    await relieving
+    assert database.path.stat().st_size > before
+
+
+# Where it does not run between the commits of the writer.
+@pytest.mark.parametrize("database", [8], indirect=True, ids=["eight processors"])
 @pytest.mark.parametrize("step", [Database.relieve_wal, Database.truncate_wal])
 async def test_no_copy_stands_in_the_way_of_a_restart(
     database: Database, monkeypatch: pytest.MonkeyPatch, step: Callable[[Database], Awaitable[object]]

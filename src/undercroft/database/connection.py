@@ -5,6 +5,7 @@ process nobody ever meets a lock and nobody starves: work is done in the order i
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import apsw
 import structlog
 
-from undercroft.database.connection_thread import ConnectionThread
+from undercroft.database.connection_thread import ConnectionThread, processors
 from undercroft.database.schema import Schema, check_file, is_current, migrate
 from undercroft.database.upkeep import (
     PAGE_BYTES,
@@ -42,6 +43,12 @@ CHECKPOINTER_NICENESS = 10
 
 # A checkpoint starts when the WAL holds this many pages (4 MiB), as SQLite does by default.
 CHECKPOINT_PAGES = 1_000
+
+# The event loop, the writer, and a checkpoint beside them. Where each cannot have a processor the loop is the
+# one that waits, so the writer makes the checkpoints, unless the medium makes them last longer than this:
+# docs/decisions/0021-niceness.md.
+BUSY_THREADS = 3
+SLOW_CHECKPOINT_S = 0.1
 
 # A background checkpoint never catches up with a writer that does not pause: when it has copied all it
 # saw there is more, and a WAL is only reused from its beginning once it is copied whole. From this size
@@ -121,6 +128,9 @@ class Database:
         self._writer = self._thread("writer", self._open_writer, WRITER_NICENESS)
         self._reader = self._thread("reader", self._open_reader, 0)
         self._checkpointer = self._thread("checkpointer", self._open_reader_writer, CHECKPOINTER_NICENESS)
+        self._spares_a_thread = processors() < BUSY_THREADS
+        self._copier = self._writer if self._spares_a_thread else self._checkpointer
+        """Who makes the next checkpoint."""
         self._checkpoint_due = False
         self._truncating = False
         self._wal_pages = 0
@@ -291,7 +301,7 @@ class Database:
         if self._wal_pages >= CHECKPOINT_PAGES:
             # Behind the checkpoint that the last commit asked for; this one takes what came meanwhile.
             with suppress(apsw.BusyError, apsw.LockedError):
-                await self._checkpointer.run(self._copy_wal)
+                await self._copier.run(self._copy_wal)
 
     def _copy_wal(self, connection: apsw.Connection) -> int:
         """Answers the pages in the WAL. What was due before this is done, unless the writer has it."""
@@ -326,10 +336,11 @@ class Database:
         # Next to a truncation it would be a second checkpoint at once, and one of them answers "busy".
         if pages >= CHECKPOINT_PAGES and not self._checkpoint_due and not self._truncating:
             self._checkpoint_due = True
-            self._checkpointer.post(self._checkpoint)
+            self._copier.post(self._checkpoint)
         return apsw.SQLITE_OK
 
     def _checkpoint(self, connection: apsw.Connection) -> None:
+        began = time.monotonic()
         try:
             in_wal, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.Error:
@@ -338,6 +349,8 @@ class Database:
             self.checkpoint_failures += 1
             self._checkpoint_due = False
             return
+        quick = time.monotonic() - began < SLOW_CHECKPOINT_S
+        self._copier = self._writer if quick and self._spares_a_thread else self._checkpointer
         if in_wal >= self._restart_from:
             self._writer.post(self._restart_wal)  # still due: two checkpoints at once answer "busy"
             return

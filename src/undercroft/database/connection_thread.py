@@ -15,6 +15,14 @@ from undercroft.errors import ClosedError
 T = TypeVar("T")
 
 
+def processors() -> int:
+    """How many of them the threads of this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
 class ConnectionThread:
     """A thread that owns one connection and runs functions on it in the order of their submission."""
 
