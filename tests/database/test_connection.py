@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import apsw
 import pytest
@@ -17,7 +18,7 @@ from structlog.testing import capture_logs
 from tests.support.leaks import database_threads, open_files
 from tests.support.locks import lock_of_another_connection, lock_of_another_process
 from undercroft.api.health import database_check
-from undercroft.database import Database, transaction
+from undercroft.database import Database, transaction, upkeep
 from undercroft.database import connection as connections
 from undercroft.database.connection import DAMAGED, PRAGMAS, open_connection
 from undercroft.database.schema import KEY_VALUES
@@ -336,45 +337,126 @@ async def test_a_file_that_must_be_migrated_does_not_open_under_a_lock(tmp_path:
 # --- checkpoints ---
 
 
+class Checkpoints:
+    """A database on few processors, or many, and who made its checkpoints."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, processors: int) -> None:
+        monkeypatch.setattr(connections, "CHECKPOINT_PAGES", 20)
+        monkeypatch.setattr(connections, "processors", lambda: processors)
+        self.made_by: list[str] = []
+        self.works = True
+        """Otherwise each fails, as on a medium that cannot be read."""
+        really = Database._checkpoint
+
+        def checkpoint(database: Database, connection: apsw.Connection) -> None:
+            self.made_by.append(threading.current_thread().name.removeprefix("key_values-"))
+            really(
+                database, connection if self.works else Mock(wal_checkpoint=Mock(side_effect=apsw.IOError))
+            )
+
+        monkeypatch.setattr(Database, "_checkpoint", checkpoint)
+        self.database = Database(path, KEY_VALUES)
+        self.database.open()
+
+    async def commit(self, payload_bytes: int, times: int = 1) -> None:
+        """Each time more than makes a checkpoint due, and waits for that."""
+        for _ in range(times):
+            key = f"k{count(self.database)}"
+            await self.database.write(partial(insert, key=key, payload="x" * payload_bytes))
+            await checkpoints_made(self.database)
+
+
+@pytest.fixture
+async def checkpoints_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[[int], Checkpoints]]:
+    opened: list[Checkpoints] = []
+
+    def open_on(processors: int) -> Checkpoints:
+        opened.append(Checkpoints(tmp_path / "key_values.sqlite", monkeypatch, processors))
+        return opened[-1]
+
+    yield open_on
+    for one in opened:
+        await one.database.close()
+
+
+OpenCheckpoints = Callable[[int], Checkpoints]
+
+
 @pytest.mark.parametrize(
-    ("processors", "slow_s", "expected"),
-    [
-        (8, 60.0, {"key_values-checkpointer"}),
-        (3, 60.0, {"key_values-checkpointer"}),
-        (2, 60.0, {"key_values-writer"}),
-        (1, 60.0, {"key_values-writer"}),
-        # Whether the medium is slow shows at the first.
-        (2, 0.0, {"key_values-writer", "key_values-checkpointer"}),
-    ],
+    ("processors", "expected"), [(8, "checkpointer"), (3, "checkpointer"), (2, "writer"), (1, "writer")]
 )
 async def test_who_makes_checkpoints(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    processors: int,
-    slow_s: float,
-    expected: set[str],
+    checkpoints_on: OpenCheckpoints, monkeypatch: pytest.MonkeyPatch, processors: int, expected: str
 ) -> None:
-    monkeypatch.setattr(connections, "CHECKPOINT_PAGES", 20)
-    monkeypatch.setattr(connections, "SLOW_CHECKPOINT_S", slow_s)
-    monkeypatch.setattr(connections, "processors", lambda: processors)
-    threads: list[str] = []
-    really = Database._checkpoint
+    monkeypatch.setattr(connections, "SLOW_CHECKPOINT_S", 60.0)
+    seen = checkpoints_on(processors)
+    await seen.commit(100_000, times=5)
+    assert seen.made_by == [expected] * 5
+    assert seen.database.checkpoint_failures == 0
 
-    def checkpoint(self: Database, connection: apsw.Connection) -> None:
-        threads.append(threading.current_thread().name)
-        really(self, connection)
 
-    monkeypatch.setattr(Database, "_checkpoint", checkpoint)
-    database = Database(tmp_path / "key_values.sqlite", KEY_VALUES)
-    database.open()
-    for n in range(40):
-        await database.write(lambda c, n=n: insert(c, f"k{n}", "x" * 8_000))  # type: ignore[misc]
-        await checkpoints_made(database)
-    await database.close()
-    assert set(threads) == expected
-    assert len(threads) > 2
-    assert threads[1:] == [threads[1]] * (len(threads) - 1)
-    assert database.checkpoint_failures == 0
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_lasts_is_not_copied_by_the_writer_for_a_while(
+    checkpoints_on: OpenCheckpoints, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(connections, "SLOW_CHECKPOINT_S", 0.0)
+    seen = checkpoints_on(2)
+    seen.works = not fails
+    await seen.commit(100_000)
+    until = seen.database._beside_until
+    await seen.commit(100_000, times=4)
+    assert seen.made_by == ["writer"] + ["checkpointer"] * 4
+    assert seen.database._beside_until == until
+    assert seen.database.checkpoint_failures == (5 if fails else 0)
+    seen.database._beside_until = 0.0  # a minute later
+    await seen.commit(100_000)
+    assert seen.made_by[-1] == "writer"
+
+
+async def test_much_is_not_copied_by_the_writer(
+    checkpoints_on: OpenCheckpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a reader that kept all of it in the WAL."""
+    monkeypatch.setattr(connections, "SLOW_CHECKPOINT_S", 60.0)
+    monkeypatch.setattr(connections, "MOST_BY_WRITER_PAGES", 100)
+    seen = checkpoints_on(2)
+    reader = open_connection(seen.database.path, read_only=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM key_value_entries").fetchall()
+    await seen.commit(100_000, times=6)
+    reader.close()
+    await seen.commit(100)
+    assert seen.made_by == ["writer"] * 3 + ["checkpointer"] * 4
+    # The next commit begins the WAL again.
+    await seen.commit(100_000, times=2)
+    assert seen.made_by[7:] == ["writer"] * 2
+
+
+@pytest.mark.parametrize(
+    ("processors", "expected"), [(2, "key_values-writer"), (8, "key_values-checkpointer")]
+)
+async def test_all_who_copy_the_wal_take_turns(
+    checkpoints_on: OpenCheckpoints, monkeypatch: pytest.MonkeyPatch, processors: int, expected: str
+) -> None:
+    """In one thread: of two checkpoints at once one answers "busy"."""
+    seen = checkpoints_on(processors)
+    copied_by: list[str] = []
+    really = upkeep.copy_wal
+
+    def copy(connection: apsw.Connection) -> int:
+        copied_by.append(threading.current_thread().name)
+        return really(connection)
+
+    monkeypatch.setattr(connections, "copy_wal", copy)
+    for _ in range(8):
+        await seen.database.write(partial(insert, key=f"k{count(seen.database)}", payload="x" * 8_000_000))
+        await checkpoints_made(seen.database)
+        relieving = asyncio.create_task(seen.database.relieve_wal())
+        assert await seen.database.truncate_wal() is not None
+        await relieving
+    assert copied_by == [expected] * 16
 
 
 async def test_a_commit_never_checkpoints(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

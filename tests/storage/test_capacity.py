@@ -190,10 +190,10 @@ def test_volume_of_a_real_file_system(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_for_the_administrator_is_no_part_of_the_volume(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of 1,000 blocks and 500 files 300 and 200 are taken, 600 and 100 kept for the administrator.
-    answer = os.statvfs_result((10, 10, 1_000, 700, 100, 500, 300, 200, 0, 255))
+    # Of 1,000 blocks 300 are taken, 600 kept for the administrator.
+    answer = os.statvfs_result((10, 10, 1_000, 700, 100, 500, 200, 200, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _path: answer)
-    assert volume_of(Path("/anywhere"))() == Volume(total=4_000, free=1_000, files=400, free_files=200)
+    assert volume_of(Path("/anywhere"))() == Volume(total=4_000, free=1_000, files=500, free_files=200)
 
 
 def test_bytes_that_are_written_are_not_held_twice() -> None:

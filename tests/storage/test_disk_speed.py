@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from undercroft.storage.disk_speed import PAUSE_S, PAUSE_TIMES, SLOW_S, DiskSpeed
+from undercroft.storage.disk_speed import LONGEST_PAUSE_S, PAUSE_S, PAUSE_TIMES, SLOW_S, DiskSpeed
 
 
 class Clock:
@@ -43,7 +43,9 @@ def test_one_call_that_was_made_wait_is_forgiven(clock: Clock) -> None:
         assert calls_until_slow(speed, 0.0001, most=50) == 0
 
 
-@pytest.mark.parametrize(("seconds", "pause"), [(0.005, PAUSE_S), (0.017, 1.7), (2.0, 2 * PAUSE_TIMES)])
+@pytest.mark.parametrize(
+    ("seconds", "pause"), [(0.005, PAUSE_S), (0.017, 1.7), (2.0, 2 * PAUSE_TIMES), (3_600.0, LONGEST_PAUSE_S)]
+)
 def test_a_slow_disk_is_tried_again_after_a_pause(clock: Clock, seconds: float, pause: float) -> None:
     speed = DiskSpeed(clock)
     calls = calls_until_slow(speed, seconds)

@@ -225,3 +225,40 @@ async def test_a_close_ends_after_what_is_small(threads: DiskThreads) -> None:
     await asyncio.gather(*jobs)
     with pytest.raises(ClosedError):
         await threads.run_for(1, done.append, 1)
+
+
+async def test_where_no_thread_can_be_started_whoever_asked_is_told(
+    threads: DiskThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as refused:
+        refused.setattr(threading.Thread, "start", refuse)
+        held_up = asyncio.create_task(threads.run_for(1, time.sleep, 0.02))
+        behind = [asyncio.create_task(threads.run_for(1, abs, -1)) for _ in range(3)]
+        outcomes = await asyncio.gather(*behind, return_exceptions=True)
+        await held_up
+    assert [str(outcome) for outcome in outcomes] == ["can't start new thread"] * 3
+    assert await threads.run_for(1, abs, -1) == 1
+    threads._speed = DiskSpeed()
+    assert await threads.run_for(1, current_thread) == current_thread()
+
+
+async def test_those_threads_that_could_be_started_do_the_work(
+    threads: DiskThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = threading.Thread.start
+    started: list[str] = []
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread.name)
+        really(thread)
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await threads.run(abs, -1)
+    assert {await threads.run(current_thread) for _ in range(10)} <= set(started)

@@ -45,10 +45,14 @@ CHECKPOINTER_NICENESS = 10
 CHECKPOINT_PAGES = 1_000
 
 # The event loop, the writer, and a checkpoint beside them. Where each cannot have a processor the loop is the
-# one that waits, so the writer makes the checkpoints, unless the medium makes them last longer than this:
-# docs/decisions/0021-niceness.md.
+# one that waits, so the writer makes the checkpoints: docs/decisions/0021-niceness.md.
 BUSY_THREADS = 3
+
+# But not of more than 16 MiB, which commits would wait for by a tenth of a second; and if one took that long
+# the medium is slow, and those of the next minute are made beside the commits.
+MOST_BY_WRITER_PAGES = 4_096
 SLOW_CHECKPOINT_S = 0.1
+BESIDE_S = 60.0
 
 # A background checkpoint never catches up with a writer that does not pause: when it has copied all it
 # saw there is more, and a WAL is only reused from its beginning once it is copied whole. From this size
@@ -129,8 +133,9 @@ class Database:
         self._reader = self._thread("reader", self._open_reader, 0)
         self._checkpointer = self._thread("checkpointer", self._open_reader_writer, CHECKPOINTER_NICENESS)
         self._spares_a_thread = processors() < BUSY_THREADS
-        self._copier = self._writer if self._spares_a_thread else self._checkpointer
-        """Who makes the next checkpoint."""
+        self._beside_until = 0.0
+        self._copier = self._checkpointer
+        """Who makes the checkpoint that is due, or made the last one."""
         self._checkpoint_due = False
         self._truncating = False
         self._wal_pages = 0
@@ -313,14 +318,14 @@ class Database:
     async def truncate_wal(self) -> int | None:
         """Empties the WAL into the file and cuts it to nothing; answers how many pages it had.
 
-        None when a reader or another process is in the way: an ordinary "not now". The checkpointer
-        copies nearly all of it, the writer is held up only by what was committed meanwhile. Raises
-        other errors of SQLite.
+        None when a reader or another process is in the way: an ordinary "not now". Whoever made the last
+        checkpoint copies nearly all of it, the writer what was committed meanwhile. Raises other errors
+        of SQLite.
         """
         self._truncating = True
         try:
-            # Kept if the rest fails: what was known is of this process's last commit, and others empty it.
-            in_wal = self._wal_pages = await self._checkpointer.run(self._copy_wal)
+            # Kept if the rest fails: what was known is of this process's last commit; others empty it.
+            in_wal = self._wal_pages = await self._copier.run(self._copy_wal)
             await self._writer.run(truncate_wal)
             self._wal_pages = 0
         except (apsw.BusyError, apsw.LockedError):
@@ -336,8 +341,13 @@ class Database:
         # Next to a truncation it would be a second checkpoint at once, and one of them answers "busy".
         if pages >= CHECKPOINT_PAGES and not self._checkpoint_due and not self._truncating:
             self._checkpoint_due = True
+            self._copier = self._who_copies(pages)
             self._copier.post(self._checkpoint)
         return apsw.SQLITE_OK
+
+    def _who_copies(self, pages: int) -> ConnectionThread:
+        by_writer = self._spares_a_thread and pages <= MOST_BY_WRITER_PAGES
+        return self._writer if by_writer and time.monotonic() >= self._beside_until else self._checkpointer
 
     def _checkpoint(self, connection: apsw.Connection) -> None:
         began = time.monotonic()
@@ -349,8 +359,11 @@ class Database:
             self.checkpoint_failures += 1
             self._checkpoint_due = False
             return
-        quick = time.monotonic() - began < SLOW_CHECKPOINT_S
-        self._copier = self._writer if quick and self._spares_a_thread else self._checkpointer
+        finally:
+            now = time.monotonic()
+            # What the checkpointer takes says more of who else wants a processor than of the medium.
+            if self._copier is self._writer and now - began >= SLOW_CHECKPOINT_S:
+                self._beside_until = now + BESIDE_S
         if in_wal >= self._restart_from:
             self._writer.post(self._restart_wal)  # still due: two checkpoints at once answer "busy"
             return

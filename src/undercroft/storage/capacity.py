@@ -13,7 +13,7 @@ from undercroft.storage.books import Books, OwnBooks
 class Volume(NamedTuple):
     """What the file system says: bytes in use and free to us together, and free; the same of files.
 
-    0 files: any number. What is kept for the administrator is neither, so that percentages are those of `df`.
+    What is kept for the administrator is neither, so that percentages are those of `df`. 0 files: any number.
     """
 
     total: int
@@ -29,8 +29,7 @@ def volume_of(path: Path) -> Callable[[], Volume]:
         answer = os.statvfs(path)
         size = answer.f_frsize
         blocks = answer.f_blocks - answer.f_bfree + answer.f_bavail
-        files = answer.f_files - answer.f_ffree + answer.f_favail
-        return Volume(blocks * size, answer.f_bavail * size, files, answer.f_favail)
+        return Volume(blocks * size, answer.f_bavail * size, answer.f_files, answer.f_favail)
 
     return ask
 

@@ -11,9 +11,11 @@ SLOW_S = 0.001
 WEIGHT = 1 / 16
 
 # A disk that was slow is not tried again by the loop for so long, and so many times what the last call took:
-# a disk that goes on to be slow holds the loop up for a fiftieth of the time at most.
+# one whose calls take 2 ms or more holds the loop up for about a fiftieth of the time. But no longer than
+# ten minutes: the process may have been stopped meanwhile, for days.
 PAUSE_S = 1.0
 PAUSE_TIMES = 100
+LONGEST_PAUSE_S = 600.0
 
 
 class DiskSpeed:
@@ -33,5 +35,5 @@ class DiskSpeed:
         """The loop has waited so long for a small call."""
         self._average_s += (seconds - self._average_s) * WEIGHT
         if self._average_s > SLOW_S:
-            self._slow_until = self._clock() + max(PAUSE_S, PAUSE_TIMES * seconds)
+            self._slow_until = self._clock() + min(max(PAUSE_S, PAUSE_TIMES * seconds), LONGEST_PAUSE_S)
             self._average_s = 0.0

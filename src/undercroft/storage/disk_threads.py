@@ -96,6 +96,12 @@ class DiskThreads:
         else:
             self._backlog.append(job)
 
+    def _hand_over_or_fail(self, job: _Job) -> None:
+        try:
+            self._hand_over(job)
+        except RuntimeError as error:  # no more threads can be started
+            job.done.set_exception(error)
+
     def _do_small(self) -> None:
         """Does as much as a turn of the loop may take; all the rest in threads if the disk turns out slow."""
         began = now = time.monotonic()
@@ -106,7 +112,7 @@ class DiskThreads:
             self._speed.took(now - before)
         if not self._speed.is_quick:
             while self._small:
-                self._hand_over(self._small.popleft())
+                self._hand_over_or_fail(self._small.popleft())
         elif self._small:
             asyncio.get_running_loop().call_soon(self._do_small)
 
@@ -120,7 +126,7 @@ class DiskThreads:
             thread.start()
             self._threads.append(thread)
             self._inboxes.append(inbox)
-        self._idle = [*self._inboxes]
+            self._idle.append(inbox)
 
     def _work(self, loop: asyncio.AbstractEventLoop, inbox: Inbox) -> None:
         ended = False
