@@ -48,10 +48,10 @@ CHECKPOINT_PAGES = 1_000
 # one that waits, so the writer makes the checkpoints: docs/decisions/0021-niceness.md.
 BUSY_THREADS = 3
 
-# But not of more than 16 MiB, which commits would wait for by a tenth of a second; and if one took that long
+# But not of more than 24 MiB, which commits would wait for by a fifth of a second; and if one took that long
 # the medium is slow, and those of the next minute are made beside the commits.
-MOST_BY_WRITER_PAGES = 4_096
-SLOW_CHECKPOINT_S = 0.1
+MOST_BY_WRITER_PAGES = 6_144
+SLOW_CHECKPOINT_S = 0.2
 BESIDE_S = 60.0
 
 # A background checkpoint never catches up with a writer that does not pause: when it has copied all it
