@@ -45,7 +45,10 @@ class BufferStatus(msgspec.Struct):
 
 
 class DiskStatus(msgspec.Struct):
-    """Artifacts against their marks, which are shares of the limit and of the volume, in percent."""
+    """Artifacts against their marks, which are shares of the limit and of the volume, in percent.
+
+    `volume_bytes` are those in use and free to us, as `df` reckons.
+    """
 
     used_bytes: int
     reserved_bytes: int
