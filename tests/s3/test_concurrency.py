@@ -4,27 +4,20 @@ import itertools
 
 import pytest
 
+from tests.support.set_clock import SetClock
 from undercroft.s3 import concurrency
 from undercroft.s3.concurrency import DOWN_AFTER, TRANSFER_PAUSES, Blame, StorePace, Verdict
 
 numbers = itertools.count()
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def pace(clock: Clock) -> StorePace:
+def pace(clock: SetClock) -> StorePace:
     return StorePace(8, clock)
 
 
@@ -83,7 +76,7 @@ def test_other_failures_leave_the_limit(pace: StorePace) -> None:
     assert (pace.limit, pace.pause_s) == (8, 0.0)
 
 
-def test_down_after_failures_in_a_row(pace: StorePace, clock: Clock) -> None:
+def test_down_after_failures_in_a_row(pace: StorePace, clock: SetClock) -> None:
     fail(pace, DOWN_AFTER - 1)
     succeed(pace)
     fail(pace, DOWN_AFTER - 1)
@@ -94,7 +87,7 @@ def test_down_after_failures_in_a_row(pace: StorePace, clock: Clock) -> None:
     assert pace.pause_s == 0.0
 
 
-def test_pauses_double_up_to_the_longest(pace: StorePace, clock: Clock) -> None:
+def test_pauses_double_up_to_the_longest(pace: StorePace, clock: SetClock) -> None:
     fail(pace, DOWN_AFTER)
     pauses = []
     for _ in range(7):

@@ -22,6 +22,7 @@ from tests.support.locks import lock_of_another_connection
 from tests.support.memory_store import MemoryStore
 from tests.support.recorded_events import RecordedEvents
 from tests.support.s3_endpoint import S3Endpoint
+from tests.support.set_clock import SetClock
 from undercroft.errors import BufferFullError, ObjectStoreError
 from undercroft.s3 import moves, transfer_worker, transfers
 from undercroft.s3.concurrency import DOWN_AFTER
@@ -56,21 +57,13 @@ class Row(NamedTuple):
     last_error: str | None
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class WorkerRig(ArtifactRig):
     """Artifacts with a worker, which `start` starts."""
 
     def __init__(self, folder: Path, store: ObjectStore) -> None:
         super().__init__(folder, uploads=True)
         self.store_of_objects = store
-        self.clock = Clock()
+        self.clock = SetClock()
         self.cleaning = FakeCleaning()
         self.supervisor = Supervisor()
         self.worker = self.new_worker()

@@ -4,20 +4,13 @@ import random
 
 import pytest
 
+from tests.support.set_clock import SetClock
 from undercroft.storage.disk_speed import LONGEST_PAUSE_S, PAUSE_S, PAUSE_TIMES, SLOW_S, DiskSpeed
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> SetClock:
+    return SetClock()
 
 
 def calls_until_slow(speed: DiskSpeed, seconds: float, most: int = 1_000) -> int:
@@ -32,11 +25,11 @@ def calls_until_slow(speed: DiskSpeed, seconds: float, most: int = 1_000) -> int
     ("seconds", "calls"),
     [(0.0001, 0), (SLOW_S, 0), (0.002, 11), (0.005, 4), (0.0159, 2), (0.017, 1), (10.0, 1)],
 )
-def test_calls_until_the_disk_is_slow(clock: Clock, seconds: float, calls: int) -> None:
+def test_calls_until_the_disk_is_slow(clock: SetClock, seconds: float, calls: int) -> None:
     assert calls_until_slow(DiskSpeed(clock), seconds) == calls
 
 
-def test_one_call_that_was_made_wait_is_forgiven(clock: Clock) -> None:
+def test_one_call_that_was_made_wait_is_forgiven(clock: SetClock) -> None:
     speed = DiskSpeed(clock)
     for _ in range(100):
         speed.took(0.010)
@@ -46,7 +39,7 @@ def test_one_call_that_was_made_wait_is_forgiven(clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("seconds", "pause"), [(0.005, PAUSE_S), (0.017, 1.7), (2.0, 2 * PAUSE_TIMES), (3_600.0, LONGEST_PAUSE_S)]
 )
-def test_a_slow_disk_is_tried_again_after_a_pause(clock: Clock, seconds: float, pause: float) -> None:
+def test_a_slow_disk_is_tried_again_after_a_pause(clock: SetClock, seconds: float, pause: float) -> None:
     speed = DiskSpeed(clock)
     calls = calls_until_slow(speed, seconds)
     slow = []
@@ -57,7 +50,7 @@ def test_a_slow_disk_is_tried_again_after_a_pause(clock: Clock, seconds: float, 
     assert calls_until_slow(speed, seconds) == calls  # what was is forgotten
 
 
-def test_a_disk_that_stays_slow_holds_the_loop_up_for_a_fiftieth_at_most(clock: Clock) -> None:
+def test_a_disk_that_stays_slow_holds_the_loop_up_for_a_fiftieth_at_most(clock: SetClock) -> None:
     choices = random.Random(1)
     speed, began, waited = DiskSpeed(clock), clock.now, 0.0
     # Each call takes 2 to 500 ms.

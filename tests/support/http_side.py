@@ -56,7 +56,7 @@ class HttpSide:
     def reset(self) -> None:
         """Ends the connection with RST."""
         self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
-        self._writer.transport.abort()
+        self.abort()
 
     def close(self) -> None:
         """Ends the connection when the other end has taken what was sent."""
