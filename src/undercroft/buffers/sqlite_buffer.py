@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
+import msgspec
 import structlog
 
 from undercroft.buffers.bufferable import Batch, Bufferable, QueueStats
@@ -34,7 +35,7 @@ BATCHES_PER_TRANSACTION = 8
 SHED_FROM = 0.8
 
 
-class Ticket(NamedTuple):
+class Ticket(msgspec.Struct, frozen=True, gc=False):  # made for every event, in a quarter of a tuple's time
     """Names the flush that will carry an event, and the row the event is about."""
 
     generation: int
@@ -85,9 +86,8 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         self._committer = Committer(table, database, telemetry, self.settings, self.refused_path)
         # One generation, one transaction.
         self._generations = Generations(table, self.settings.max_batch_size * BATCHES_PER_TRANSACTION)
-        self._pressure = QueueStats(
-            int(self.settings.max_pending_rows * SHED_FROM), int(self.settings.max_pending_bytes * SHED_FROM)
-        )
+        self._shed_rows = int(self.settings.max_pending_rows * SHED_FROM)
+        self._shed_bytes = int(self.settings.max_pending_bytes * SHED_FROM)
         self._waiters = CommitWaiters(self.name)
         self._wake = asyncio.Event()
         self._tick = asyncio.Event()
@@ -109,8 +109,8 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         accepted although others have taken the room meanwhile.
         """
         self._check_open()
-        rows, size = self._generations.stats()
-        if not past_bound and (rows >= self._pressure.rows or size >= self._pressure.bytes):
+        waiting = self._generations
+        if not past_bound and (waiting.rows >= self._shed_rows or waiting.bytes >= self._shed_bytes):
             if self._table.sheddable(event):
                 self._telemetry.emit(events.SHED, {"count": 1}, {"buffer": self.name})
                 return SHED
@@ -147,18 +147,20 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         number = self._generations.add(event)
         if self._timer is None:
             self._start_timer()
-        self._wake_if_due()
+        if self._is_due:
+            self._wake.set()
         return Ticket(number, self._table.row_key(event))
 
-    def _wake_if_due(self) -> None:
-        if self._generations.rows_gathered >= self.settings.max_batch_size or self._generations.full_waits:
-            self._wake.set()
+    @property
+    def _is_due(self) -> bool:
+        """Whether there is as much as a flush begins with."""
+        return self._generations.rows_gathered >= self.settings.max_batch_size or self._generations.full_waits
 
     @property
     def is_full(self) -> bool:
         """Whether the bound is reached. Rows in flight count: they are in memory."""
-        rows, size = self._generations.stats()
-        return rows >= self.settings.max_pending_rows or size >= self.settings.max_pending_bytes
+        waiting, settings = self._generations, self.settings
+        return waiting.rows >= settings.max_pending_rows or waiting.bytes >= settings.max_pending_bytes
 
     def _no_room(self) -> BufferFullError:
         self._telemetry.emit(events.REJECTED, {"count": 1}, {"buffer": self.name})
@@ -278,11 +280,9 @@ class SQLiteBuffer(Generic[StateT, EventT]):
     async def _before_the_next(self) -> None:
         if self.stalled is not None and not self._closed:
             await self._next_tick()
-        elif self.queue_stats().rows and (self._waiters.anyone or self._timer is None):
-            # Their wake, or the timer's, may have been spent on an older generation.
+        elif self._is_due or (self.queue_stats().rows and (self._waiters.anyone or self._timer is None)):
+            # The wake of those who wait, or the timer's, may have been spent on an older generation.
             self._wake.set()
-        else:
-            self._wake_if_due()
 
     async def _next_tick(self) -> None:
         """After a failure only time, `flush` and `close` lead to the next attempt.
