@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import uvloop
+from structlog.testing import capture_logs
 
 from undercroft.api.request import Receive, Scope, Send
+from undercroft.errors import SiblingError
 from undercroft.processes.frames import Kind
 from undercroft.processes.place import Place
 from undercroft.processes.siblings import Siblings
-from undercroft.processes.worker_application import owner_of
+from undercroft.processes.worker_application import WorkerApplication, owner_of
 from undercroft.storage.ledger import Entry, Ledger
 
 SCOPE: dict[str, Any] = {
@@ -156,10 +158,26 @@ async def test_an_answer_that_breaks_off_is_never_taken_for_whole(places: list[P
     asked = Asked()
     async with two(places, application) as (one, _):
         if begun:
-            with pytest.raises(ConnectionResetError, match="died in the middle"):
+            with pytest.raises(SiblingError, match="died in the middle"):
                 await one.hand_on(1, SCOPE, asked.receive, asked.send)
         else:
             assert not await one.hand_on(1, SCOPE, asked.receive, asked.send)
+
+
+async def test_an_answer_that_breaks_off_is_told_of(places: list[Place]) -> None:
+    async def application(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ConnectionResetError
+
+    queries = (f"account_handle=a&project_handle=p{n}".encode() for n in range(40))
+    of_the_other = next(q for q in queries if owner_of(SCOPE | {"query_string": q}, 2) == 1)
+    scope = SCOPE | {"raw_path": b"/api/cache/module/part", "query_string": of_the_other}
+    worker, asked = WorkerApplication([], None), Asked()
+    async with two(places, application) as (worker.siblings, _):
+        with capture_logs() as log, pytest.raises(SiblingError):
+            await worker(scope, asked.receive, asked.send)
+    (told,) = (entry for entry in log if entry["log_level"] == "warning")
+    assert (told["event"], told["worker"], told["path"]) == ("answer_broke_off", 1, "/p")
 
 
 async def test_an_answer_that_a_stop_cuts_off_is_no_fault(places: list[Place]) -> None:

@@ -11,9 +11,9 @@ import msgspec
 import structlog
 
 from undercroft.api.request import Receive, Scope, Send
-from undercroft.errors import UndercroftError
+from undercroft.errors import SiblingError, UndercroftError
 from undercroft.processes import frames
-from undercroft.processes.frames import Kind
+from undercroft.processes.frames import Frame, Kind
 from undercroft.processes.place import Place
 from undercroft.storage.ledger import Entry
 from undercroft.supervisor import Jobs
@@ -178,7 +178,7 @@ class Siblings:
     async def hand_on(self, worker: int, scope: Scope, receive: Receive, send: Send) -> bool:
         """Lets a sibling answer a request; False if it did not begin to.
 
-        Raises OSError when it dies in the middle of the answer.
+        Raises `SiblingError` when it dies in the middle of the answer.
         """
         try:
             reader, writer = await asyncio.open_unix_connection(self._path(worker), limit=READ_BYTES)
@@ -227,18 +227,22 @@ async def _send_body(receive: Receive, writer: asyncio.StreamWriter) -> None:
 async def _relay(reader: asyncio.StreamReader, send: Send) -> bool:
     """Passes the answer on, and returns when the sibling has ended: until then it may read of the body."""
     begun = complete = False
-    try:
-        while (frame := await frames.read(reader)) is not None:
-            if frame.kind is Kind.ANSWER:
-                status, headers = _head_decoder.decode(frame.data)
-                begun = True
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-            else:
-                complete = frame.kind is Kind.LAST_PIECE
-                await send({"type": "http.response.body", "body": frame.data, "more_body": not complete})
-    except ConnectionError:
-        if begun and not complete:
-            raise
+    while (frame := await _next_frame(reader)) is not None:
+        if frame.kind is Kind.ANSWER:
+            status, headers = _head_decoder.decode(frame.data)
+            begun = True
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+        else:
+            complete = frame.kind is Kind.LAST_PIECE
+            await send({"type": "http.response.body", "body": frame.data, "more_body": not complete})
     if begun and not complete:
-        raise ConnectionResetError("the sibling died in the middle of its answer")
+        raise SiblingError("the worker that answers died in the middle of its answer")
     return begun
+
+
+async def _next_frame(reader: asyncio.StreamReader) -> Frame | None:
+    """None when the sibling has ended, in whichever way."""
+    try:
+        return await frames.read(reader)
+    except OSError:
+        return None

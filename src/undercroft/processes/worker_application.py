@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 
+import structlog
+
 from undercroft.api import errors
 from undercroft.api.app import Application
 from undercroft.api.dialects import answers_for
@@ -12,6 +14,8 @@ from undercroft.api.tuist_project import project_in
 from undercroft.auth.grants import Gate
 from undercroft.errors import SiblingError, UndercroftError
 from undercroft.processes.siblings import Siblings
+
+log = structlog.get_logger(__name__)
 
 # What is known of uploads in parts, and what bounds them, is in the memory of one process.
 IN_PARTS = frozenset(b"/api/cache/module/" + step for step in (b"start", b"part", b"complete"))
@@ -41,7 +45,15 @@ class WorkerApplication(Application):
     async def _hand_on(
         self, siblings: Siblings, owner: int, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if not await siblings.hand_on(owner, scope, receive, send):
+        try:
+            begun = await siblings.hand_on(owner, scope, receive, send)
+        except SiblingError as died:
+            # The client sees a connection that ends too soon; nobody else would tell of it.
+            log.warning(
+                "answer_broke_off", worker=owner, method=scope["method"], path=scope["path"], error=str(died)
+            )
+            raise
+        if not begun:
             error = SiblingError(
                 f"worker {owner}, which has the uploads in parts of this project, is not there: try again"
             )
