@@ -91,8 +91,8 @@ class Settings(Section):
         asks = auth is None or auth.mode != "none"
         if not asks and not info.data.get("allow_unauthenticated") and not _is_loopback(host):
             raise ValueError(
-                "it is reachable from other machines and the node asks nobody who they are: "
-                "listen on 127.0.0.1, set auth.mode, or set allow_unauthenticated "
+                "it is no loopback address, so other machines may reach the node, which asks nobody who "
+                "they are: listen on 127.0.0.1, set auth.mode, or set allow_unauthenticated "
                 "(UNDERCROFT_ALLOW_UNAUTHENTICATED=true)"
             )
         return host

@@ -119,3 +119,13 @@ class Jobs:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def to_its_end(work: "asyncio.Future[T]") -> T:
+    """What `work` answers or raises. Who is cancelled waits for its end all the same, and then is."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        if not work.done():
+            await asyncio.wait([work])
+        raise

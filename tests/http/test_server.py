@@ -29,7 +29,7 @@ def test_bind_takes_a_free_port() -> None:
 
 @pytest.mark.parametrize(("host", "reason"), [("203.0.113.1", "assign"), ("no.such.host.invalid", "")])
 def test_address_that_is_not_ours(host: str, reason: str) -> None:
-    with pytest.raises(ListenError, match=rf"cannot listen on {host}:4000.*{reason}"):
+    with pytest.raises(ListenError, match=rf"{host}:4000.*{reason}.*give an address of this machine"):
         bind(host, 4000)
 
 

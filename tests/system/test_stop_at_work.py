@@ -139,7 +139,7 @@ def was_evicting(node: NodeProcess) -> bool:
 
 
 def rows_without_file(data_dir: Path) -> set[str]:
-    """Artifacts that were being evicted: the file had gone, and who looks next finds out about the row."""
+    """What a stop between the two would leave, until somebody looks."""
     return set(stored_artifacts(data_dir)) - set(artifact_files(data_dir))
 
 
@@ -161,10 +161,10 @@ def test_stop_while_it_evicts(data_dir: Path, campaign: Campaign, workers: int) 
     limits = {"DISK__LIMIT_BYTES": "16MB"}
     for _ in campaign.rounds(short=1, long=30):
         node = stop(data_dir, campaign, load, Evicting, workers=workers, settings=limits)
-        kept, without_file = kept_artifacts(load), len(rows_without_file(data_dir))
+        kept = kept_artifacts(load)
+        assert rows_without_file(data_dir) == set()
         # What a stop finds in work goes, without being told of: so many at once, in each process.
         in_work = CHUNK * workers
-        assert without_file <= in_work
         with node_process(data_dir, limits, arguments=arguments) as again:
             check(again, load, campaign)
             assert again.stop() == 0
@@ -173,7 +173,6 @@ def test_stop_while_it_evicts(data_dir: Path, campaign: Campaign, workers: int) 
         assert missing <= evicted(node) + evicted(again) + 2 * in_work
         campaign.checked("evictions", evicted(node))
         campaign.checked("stops in the middle of an eviction", was_evicting(node))
-        campaign.checked("files that went without their rows", without_file)
     shutil.rmtree(data_dir)
 
 

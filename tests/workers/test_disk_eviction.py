@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.artifact_rig import QUIET, ArtifactRig
+from tests.support.disk_faults import by_threads
 from tests.support.folders import artifact_files
 from tests.support.locks import lock_of_another_connection
 from tests.support.page_limit import no_more_pages
@@ -109,6 +111,30 @@ def on_a_volume(rig: ArtifactRig, total: int, others: int = 0) -> None:
         return Volume(total, total - others - files)
 
     rig.capacity._volume = ask
+
+
+async def test_a_stop_never_comes_between_a_file_and_its_row(
+    rig: ArtifactRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_threads(monkeypatch)
+    await fill(rig, 10)
+    really_delete, begun, go_on = rig.disk.delete_file, threading.Semaphore(0), threading.Event()
+
+    def delete(key: str, inode: int) -> int | None:
+        begun.release()
+        go_on.wait(20)
+        return really_delete(key, inode)
+
+    monkeypatch.setattr(rig.disk, "delete_file", delete)
+    evicting = asyncio.create_task(eviction_of(rig).run_once())
+    await asyncio.to_thread(begun.acquire)
+    evicting.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await evicting
+    assert 0 < len(left(rig)) < 10
+    assert await rows_left(rig) == left(rig)
 
 
 # --- the watermarks -------------------------------------------------------------------------------

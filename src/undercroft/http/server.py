@@ -41,8 +41,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _listen_error(host: str, port: int, error: OSError) -> ListenError:
-    taken = error.errno == errno.EADDRINUSE
-    advice = "; is another node running? choose another port" if taken else ""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        advice = "; give an address of this machine, or a name for one"
+    elif error.errno == errno.EADDRINUSE:
+        advice = "; is another node running? choose another port"
+    else:
+        advice = ""
     return ListenError(f"cannot listen on {host}:{port}: {error.strerror}{advice}")
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from undercroft.errors import ClosedError
 from undercroft.storage.disk_speed import DiskSpeed
+from undercroft.supervisor import to_its_end
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -66,7 +67,7 @@ class DiskThreads:
         """
         job = self._job(partial(function, *args, **kwargs))
         self._hand_over(job)
-        result: T = await _done(job)
+        result: T = await to_its_end(job.done)
         return result
 
     async def run_for(self, size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -80,7 +81,7 @@ class DiskThreads:
         if not self._small:
             asyncio.get_running_loop().call_soon(self._do_small)
         self._small.append(job)
-        result: T = await _done(job)
+        result: T = await to_its_end(job.done)
         return result
 
     def _job(self, call: Callable[[], Any]) -> _Job:
@@ -168,15 +169,6 @@ class DiskThreads:
         for thread in self._threads:
             thread.join()
         self._threads = []
-
-
-async def _done(job: _Job) -> Any:
-    try:
-        return await asyncio.shield(job.done)
-    except asyncio.CancelledError:
-        if not job.done.done():
-            await asyncio.wait([job.done])
-        raise
 
 
 def _settle(done: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:

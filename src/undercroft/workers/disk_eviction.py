@@ -14,6 +14,7 @@ from undercroft.database import Database
 from undercroft.errors import ClosedError, CommitTimeoutError, UndercroftError
 from undercroft.storage.capacity import Capacity
 from undercroft.storage.waiting_line import WaitingLine
+from undercroft.supervisor import to_its_end
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events
 from undercroft.workers.eviction_candidates import (
@@ -352,9 +353,9 @@ class DiskEviction:
         while rows and (too_many := self._too_many(one)) > 0:
             chunk = _first_of(rows, too_many)
             rows = rows[len(chunk) :]
-            results = await asyncio.gather(
-                *(self._evict_one(row, spare_used=spare_used) for row in chunk), return_exceptions=True
-            )
+            evicting = (self._evict_one(row, spare_used=spare_used) for row in chunk)
+            # A stop between a file and its row would leave a row without a file.
+            results = await to_its_end(asyncio.gather(*evicting, return_exceptions=True))
             for row, result in zip(chunk, results, strict=True):
                 self._count(one, row, result)
             served += self._line.serve(self._capacity.room())
