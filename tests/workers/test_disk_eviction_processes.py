@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +127,28 @@ async def test_an_upload_is_refused_when_that_commit_takes_too_long(
     monkeypatch.setattr(disk_eviction, "FLUSH_S", 0.001)
     async with in_vain(rigs[0], 1) as upload:
         assert await upload is False
+
+
+async def test_uploads_to_two_that_hold_each_other_up_do_not_both_fail(
+    rigs: Rigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has half of the room and waits for the rest. Where both give up at once, one run in three fails."""
+    monkeypatch.setattr(disk_eviction, "POLL_S", 0.3)
+    both_have_half = asyncio.Barrier(2)
+
+    async def halves() -> AsyncIterator[bytes]:
+        yield bytes(5 * SIZE)
+        await both_have_half.wait()
+        yield bytes(5 * SIZE)
+
+    async with AsyncExitStack() as stack, asyncio.timeout(20):
+        for rig in rigs:
+            await stack.enter_async_context(working(eviction_of(rig, patience_ms=500)))
+        results = await asyncio.gather(
+            *(
+                rig.artifacts.store(key(n), halves(), declared_size=None, replace=False)
+                for n, rig in enumerate(rigs)
+            ),
+            return_exceptions=True,
+        )
+    assert sorted(type(result).__name__ for result in results) == ["CapacityError", "Stored"]

@@ -11,6 +11,9 @@ from undercroft.storage.ledger import Entry, Ledger
 class Books(Protocol):
     """The sums that `Capacity` goes by. Only the event loop changes them."""
 
+    worker: int
+    """Whose they are, 0 for one process alone."""
+
     @property
     def used(self) -> int:
         """What published artifacts take, or more, until it is committed that some are gone."""
@@ -63,6 +66,8 @@ class Books(Protocol):
 class OwnBooks:
     """Those of one process: what is pending counts at once."""
 
+    worker = 0
+
     def __init__(self) -> None:
         self.used = self.reserved = self.written = 0
 
@@ -112,7 +117,7 @@ class SharedBooks:
     def __init__(self, ledger: Ledger, worker: int, newest_generation: Callable[[], int]) -> None:
         """`newest_generation` of the buffer of artifacts: the one that carries what was enqueued last."""
         self._ledger = ledger
-        self._worker = worker
+        self.worker = worker
         self._newest = newest_generation
         self._committed: Callable[[], int] = lambda: 0
         # What each generation will settle: its number, bytes published, bytes deleted.
@@ -147,7 +152,7 @@ class SharedBooks:
         return self._ledger.alone()
 
     def _add(self, entry: Entry, size: int) -> None:
-        self._ledger.set(self._worker, entry, self._ledger.get(self._worker, entry) + size)
+        self._ledger.set(self.worker, entry, self._ledger.get(self.worker, entry) + size)
 
     def hold(self, size: int) -> None:
         """See `Books`."""
