@@ -132,7 +132,7 @@ async def test_an_upload_is_refused_when_that_commit_takes_too_long(
 async def test_uploads_to_two_that_hold_each_other_up_do_not_both_fail(
     rigs: Rigs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has half of the room and waits for the rest. Where both give up at once, one run in three fails."""
+    """Each has half of the room and waits for the rest. A run in three fails if both give up at once."""
     monkeypatch.setattr(disk_eviction, "POLL_S", 0.3)
     both_have_half = asyncio.Barrier(2)
 
