@@ -309,7 +309,11 @@ class UploadsSection(Section):
         300_000, description="how long an upload in parts may pause before it is removed (ms)"
     )
     turborepo_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Turborepo artifact (bytes)")
-    read_timeout_ms: Count = Field(30_000, description="longest pause inside a body before 408 (ms)")
+    read_timeout_ms: Count = Field(
+        30_000,
+        description="longest pause inside a body before 408 (ms); all together may take longer only as long as "
+        "1,000 bytes/s come, and what was announced within an hour",
+    )
 
 
 class AuthSection(Section):
@@ -378,7 +382,9 @@ class HttpSection(Section):
         "(`X-Accel-Redirect`); nobody may reach the node past it",
     )
     max_connections: Count = Field(
-        8_192, description="connections at once; beyond, those idle for longest are closed (per process)"
+        8_192,
+        description="connections at once; beyond, those idle for longest are closed, then the slowest bodies "
+        "(per process)",
     )
 
 

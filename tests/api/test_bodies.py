@@ -1,6 +1,7 @@
 """Bodies by the rules of ASGI, whatever server delivers them."""
 
 import asyncio
+import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -75,6 +76,41 @@ async def test_silence_is_a_timeout() -> None:
     with pytest.raises(BodyTimeoutError, match="5 ms after 2 of 5"):
         await client.body().whole()
     assert client.request.body_over  # nobody waits for it once more
+
+
+class Trickle(Client):
+    """A piece of so many bytes whenever it is asked for one, a moment later than that."""
+
+    def __init__(self, size: int, length: int | None = None) -> None:
+        super().__init__(length=length)
+        self._piece = piece(bytes(size))
+
+    async def _receive(self) -> MutableMapping[str, Any]:
+        await asyncio.sleep(0.002)
+        return self._piece
+
+
+@pytest.mark.parametrize(("size", "length"), [(1, None), (1, 1_000_000), (100, bodies.LONGEST_S * 1_000_000)])
+async def test_a_body_that_comes_too_slowly_is_a_timeout(size: int, length: int | None) -> None:
+    client = Trickle(size, length)
+    async with asyncio.timeout(20):
+        with pytest.raises(BodyTimeoutError, match=r"too slowly.*bytes a second"):
+            await client.body(max_bytes=1 << 40, read_timeout_ms=100).drain()
+    assert client.request.body_over
+
+
+async def test_one_that_comes_quickly_enough_may_take_longer_than_a_pause() -> None:
+    body = Trickle(1_000).body(max_bytes=1 << 40, read_timeout_ms=100)
+    async with asyncio.timeout(20):
+        began, chunks = time.monotonic(), body.chunks()
+        while time.monotonic() - began < 0.3:
+            await anext(chunks)
+
+
+async def test_time_that_the_reader_takes_is_not_held_against_the_client() -> None:
+    body = Client(piece(b"1"), piece(b"2"), piece(b"3"), length=3).body(read_timeout_ms=20)
+    async for _ in body.chunks():
+        await asyncio.sleep(0.03)
 
 
 async def test_declared_length_over_the_limit_is_refused_before_reading() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -495,6 +495,37 @@ async def test_beyond_the_bound_the_one_that_was_idle_for_longest_makes_way() ->
             assert await first.rest() == b""
             await second.send(GET)
             await second.answer()
+
+
+async def test_where_none_is_idle_the_slowest_body_makes_way() -> None:
+    limits = {"max_connections": 2, "body_grace_s": 0.0}
+    async with serving(echo, **limits) as rig, rig.peer() as slow, rig.peer() as quick:
+        for peer, begun in ((slow, b"1"), (quick, b"12345")):
+            await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\n" + begun)
+        connections = rig.server._connections
+        now = asyncio.get_running_loop().time
+        await until(lambda: sum(one.bytes_per_s(now()) is not None for one in connections) == 2)
+        async with rig.peer() as third:
+            await third.send(GET)
+            await third.answer()
+            with suppress(ConnectionError):
+                assert await slow.rest() == b""
+        await quick.send(b"6")
+        assert await quick.answer() == b"PUT /c 123456 1"
+
+
+async def test_a_body_that_waits_for_the_application_makes_way_for_nobody() -> None:
+    go = asyncio.Event()
+    async with serving(echo_after(go), max_connections=1, body_grace_s=0.0) as rig, rig.peer() as peer:
+        await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\n12345")
+        await until(lambda: rig.server.busy)
+        async with rig.peer() as other:
+            await other.send(GET)
+            with suppress(ConnectionError):
+                assert await other.rest() == b""
+        await peer.send(b"6")
+        go.set()
+        assert await peer.answer() == b"PUT /c 123456 1"
 
 
 async def test_an_application_that_fails_ends_its_connection_only() -> None:

@@ -20,9 +20,12 @@ SLOW = 60
 PIPELINED = 300
 LARGE = 24 << 20
 
-# Of all processes of a node together, for each of them: what 2,000 connections, ten readers that read nothing
+# Of each process of a node: what 2,000 connections, ten readers that read nothing
 # (a quarter of a MiB and what the kernel keeps), and SQLite's page caches may come to.
 ALLOWED_GROWTH = 120 << 20
+
+# Of each process beyond one for each connection: files being read, SQLite, sockets of siblings.
+ALLOWED_DESCRIPTORS = 40
 
 KNOWN = "/ccache/acme/app/" + "ab" * 20
 KNOWN_BODY = b"what everybody asks for " * 400
@@ -52,6 +55,7 @@ class Target:
         parent = psutil.Process(node.process.pid)
         self._processes = [parent, *parent.children(recursive=True)]
         self._resident_at_first = self.resident
+        self._descriptors_at_first = self.descriptors - psutil.Process().num_fds()
 
     def connect(self) -> socket.socket:
         return socket.create_connection((self._address.hostname or "", self._address.port or 0), timeout=60)
@@ -61,14 +65,18 @@ class Target:
         return sum(process.num_fds() for process in self._processes)
 
     @property
-    def resident(self) -> int:
-        return sum(process.memory_info().rss for process in self._processes)
+    def resident(self) -> list[int]:
+        return [process.memory_info().rss for process in self._processes]
 
     def serves(self) -> None:
-        """Somebody who behaves gets what they ask for, and the node takes no more memory than it may."""
+        """Somebody who behaves gets what they ask for, and the node takes no more than it may."""
         with Client(self.node.url) as client:
             assert client.get_bytes(KNOWN) == KNOWN_BODY
-        assert self.resident - self._resident_at_first < ALLOWED_GROWTH * len(self._processes)
+        growth = [now - then for now, then in zip(self.resident, self._resident_at_first, strict=True)]
+        assert max(growth) < ALLOWED_GROWTH, growth
+        # One for each socket of ours, and what it opens once.
+        descriptors = self.descriptors - psutil.Process().num_fds()
+        assert descriptors - self._descriptors_at_first <= ALLOWED_DESCRIPTORS * len(self._processes)
 
 
 def answer(opened: socket.socket) -> tuple[int, bytes]:
@@ -296,3 +304,45 @@ def test_odd_clients(target: Target, campaign: Campaign) -> None:
             eventually(
                 lambda: target.descriptors <= before, f"descriptors are given back after {deed.__name__}"
             )
+
+
+def trickle(one: socket.socket) -> bytes | None:
+    """Sends one byte more; what the node says when it has enough of that, None before."""
+    try:
+        one.send(b"x")
+        return one.recv(4_096)
+    except BlockingIOError:
+        return None
+    except ConnectionError:
+        return b""
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_bodies_that_trickle_are_ended(data_dir: Path, workers: int) -> None:
+    """They would keep all connections, and the room for what they have announced, as long as they like."""
+    settings = {
+        "HTTP__MAX_CONNECTIONS": "30",
+        "UPLOADS__READ_TIMEOUT_MS": "1000",
+        "DISK__LIMIT_BYTES": "100MB",
+    }
+    arguments = ("--workers", str(workers))
+    with node_process(data_dir, settings, arguments=arguments) as node, ExitStack() as stack:
+        target, large = Target(node, random.Random(1)), 19_000_000
+        tricklers = [stack.enter_context(target.connect()) for _ in range(25 * workers)]
+        for number, one in enumerate(tricklers):
+            one.sendall(put(f"/ccache/acme/app/trickle{number}", b"x", large))
+            one.setblocking(False)
+        said: dict[socket.socket, bytes] = {}
+
+        def all_ended() -> bool:
+            for one in tricklers:
+                if one not in said and (last := trickle(one)) is not None:
+                    said[one] = last
+            return len(said) == len(tricklers)
+
+        eventually(all_ended, "the node ends every connection")
+        assert any(last.startswith(b"HTTP/1.1 408 ") and b"too slowly" in last for last in said.values())
+        with Client(node.url) as client:
+            for number in range(5):  # all the room there is
+                assert client.request("PUT", f"/ccache/acme/app/whole{number}", bytes(large)).status == 201
+        assert node.stop() == 0

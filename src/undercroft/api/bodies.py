@@ -1,6 +1,7 @@
 """Bodies of requests: whole or in chunks, never longer than allowed, never silently short."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -11,20 +12,30 @@ from undercroft.errors import BodyTimeoutError, IncompleteBodyError, TooLargeErr
 DISCARD_BYTES = 128 << 20
 DISCARD_S = 5
 
+# What a client has to send of a body in a second, over all the time that it was waited for beyond
+# `read_timeout_ms`. Apache's mod_reqtimeout wants 500. A byte now and then would keep a connection for ever.
+LEAST_BYTES_PER_S = 1_000
+
+# And a body of a length that was announced has to come in this time: room is reserved for all of it.
+LONGEST_S = 3_600
+
 
 class Body:
     """The body of a request, to be read once.
 
     `declared` is Content-Length in bytes, 0 without a body, None for a chunked one. The constructor
     raises `TooLargeError` if it is over `max_bytes`; reading raises it too, and `BodyTimeoutError`
-    after a pause of `read_timeout_ms`, and `IncompleteBodyError` if the client goes away.
+    after a pause of `read_timeout_ms` or when it comes too slowly, and `IncompleteBodyError` if
+    the client goes away.
     """
 
     def __init__(self, request: Request, max_bytes: int, read_timeout_ms: int) -> None:
         self._request = request
         self._max_bytes = max_bytes
-        self._read_timeout_ms = read_timeout_ms
+        self._read_timeout_s = read_timeout_ms / 1_000
+        self._waited_s = 0.0
         self.declared = _declared_length(request)
+        self._least_bytes_per_s = max(LEAST_BYTES_PER_S, (self.declared or 0) / LONGEST_S)
         self._check(self.declared or 0)
 
     @property
@@ -69,14 +80,24 @@ class Body:
         return event.get("body", b""), event.get("more_body", False)
 
     async def _in_time(self) -> Event:
+        began = time.monotonic()
+        # Only what is waited for the client counts: the node may be slow to take what it has sent.
+        left = self._read_timeout_s + self.received / self._least_bytes_per_s - self._waited_s
         try:
-            async with asyncio.timeout(self._read_timeout_ms / 1_000):
+            async with asyncio.timeout(min(left, self._read_timeout_s)):
                 return await self._request.receive()
         except TimeoutError:
             self._request.body_over = True
+            if left < self._read_timeout_s:
+                raise BodyTimeoutError(
+                    f"the body comes too slowly, {self._progress()} in {self._waited_s:.0f} s: send at least "
+                    f"{self._least_bytes_per_s:.0f} bytes a second"
+                ) from None
             raise BodyTimeoutError(
-                f"nothing came for {self._read_timeout_ms} ms after {self._progress()}"
+                f"nothing came for {self._read_timeout_s * 1_000:.0f} ms after {self._progress()}"
             ) from None
+        finally:
+            self._waited_s += time.monotonic() - began
 
     def _progress(self) -> str:
         return (

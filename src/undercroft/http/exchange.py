@@ -109,6 +109,7 @@ class Exchange:
         "keep_alive",
         "lost",
         "pieces",
+        "received",
         "scope",
         "to_come",
         "words",
@@ -131,6 +132,8 @@ class Exchange:
         self.pieces: list[bytes] = []
         self.body_bytes = 0
         """Of memory that pieces of the body take until the application asks for them."""
+        self.received = 0
+        """Bytes of the body that have come."""
         self.complete = False
         """Whether all of the body has come."""
         self.lost = False
@@ -168,6 +171,7 @@ class Exchange:
         self.pieces.append(piece)
         self.body_bytes += len(piece) + PIECE_BYTES
         self.to_come -= len(piece)
+        self.received += len(piece)
         self._wake()
 
     def end(self) -> None:

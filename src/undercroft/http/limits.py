@@ -19,6 +19,9 @@ BODY_BYTES = 256 << 10
 # Parsed at once, beside the rest of a body of known length.
 SLICE_BYTES = 8 << 10
 
+# With all connections taken, a body that has been coming for so long makes way, the slowest first.
+BODY_GRACE_S = 5.0
+
 # Of an answer that waits for the client to read. Above it the application waits.
 ANSWER_BYTES = 256 << 10
 
@@ -39,5 +42,6 @@ class Limits:
     max_connections: int = 8_192
     idle_s: float = IDLE_S
     headers_s: float = HEADERS_S
+    body_grace_s: float = BODY_GRACE_S
     linger_s: float = LINGER_S
     sweep_s: float = SWEEP_S

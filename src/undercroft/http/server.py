@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 from email.utils import formatdate
+from operator import itemgetter
 
 from undercroft.errors import ListenError
 from undercroft.http.connection import HttpConnection
@@ -127,14 +128,25 @@ class HttpServer:
     # --- for connections --------------------------------------------------------------------------
 
     def opened(self, connection: HttpConnection) -> None:
-        """See `Owner`. Beyond the bound the one that was idle for longest makes way, or else this one."""
+        """See `Owner`."""
         if len(self._connections) >= self.limits.max_connections:
-            idle = [one for one in self._connections if one.may_make_way]
-            min(idle, key=lambda one: one.waits_since, default=connection).stop()
+            self._make_way(connection)
         self._connections.add(connection)
         self._empty.clear()
         if self._stopped.is_set():
             connection.stop()
+
+    def _make_way(self, newest: HttpConnection) -> None:
+        """Ends the connection that was idle for longest, or whose body comes slowest, or else the newest."""
+        idle = [one for one in self._connections if one.may_make_way]
+        now = asyncio.get_running_loop().time()
+        slow = [(rate, one) for one in self._connections if (rate := one.bytes_per_s(now)) is not None]
+        if slow and not idle:
+            slowest = min(slow, key=itemgetter(0))[1]
+            slowest.stop()
+            slowest.cancel()
+        else:
+            min(idle, key=lambda one: one.waits_since, default=newest).stop()
 
     def closed(self, connection: HttpConnection) -> None:
         """See `Owner`."""
