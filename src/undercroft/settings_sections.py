@@ -311,8 +311,8 @@ class UploadsSection(Section):
     turborepo_max_bytes: Bytes = Field(ByteSize(2 << 30), description="Turborepo artifact (bytes)")
     read_timeout_ms: Count = Field(
         30_000,
-        description="longest pause inside a body before 408 (ms); all together may take longer only as long as "
-        "1,000 bytes/s come, and what was announced within an hour",
+        description="longest pause inside a body before 408 (ms); all together may take longer only as long "
+        "as 1,000 bytes/s come, and what was announced within an hour",
     )
 
 
