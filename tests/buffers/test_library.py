@@ -5,13 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import apsw
 import msgspec
 import pytest
 
+from tests.support.locks import lock_of_another_connection
 from undercroft.buffers import BufferSettings, UpsertTable, open_buffer
-from undercroft.errors import BufferFullError, ClosedError, RowRefusedError
+from undercroft.errors import BufferFullError, ClosedError, CommitTimeoutError, RowRefusedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,3 +160,59 @@ async def test_wrong_sql_leaves_nothing_open(tmp_path: Path) -> None:
         async with open_buffer(tmp_path / "app.sqlite", make_table(), create="CREATE nonsense"):
             raise AssertionError("not reached")
     assert [task for task in asyncio.all_tasks() if "buffer" in task.get_name()] == []
+
+
+async def test_what_is_committed_can_be_read(tmp_path: Path) -> None:
+    async with open_buffer(tmp_path / "a.sqlite", make_table(), create=CREATE) as buffer:
+        await buffer.committed(await buffer.enqueue(Visit("/", "ann", 1.0)))
+        assert await buffer.read("SELECT visitor, at FROM visits WHERE page = ?", ("/",)) == [("ann", 1.0)]
+        with pytest.raises(apsw.Error, match="readonly"):
+            await buffer.read("DELETE FROM visits")
+
+
+async def test_databases_in_one_directory_keep_their_rows_apart(tmp_path: Path) -> None:
+    """What one spilled is not taken up by another that has a table of the same name, or a longer one."""
+    first = tmp_path / "a.sqlite"
+    settings = BufferSettings(shutdown_ms=50)
+    async with open_buffer(first, make_table(), create=CREATE, settings=settings) as buffer:
+        with lock_of_another_connection(first):
+            await buffer.enqueue(Visit("/a", "ann", 1.0))
+            await buffer.close()
+    assert buffer.spill_path.name == "a.sqlite.visits.spill"
+    for other in ("b.sqlite", "a.sqlite.visits"):
+        async with open_buffer(tmp_path / other, make_table(), create=CREATE):
+            pass
+        assert rows(tmp_path / other) == []
+    async with open_buffer(first, make_table(), create=CREATE):
+        pass
+    assert rows(first) == [("/a", "ann", 1.0)]
+
+
+async def test_a_mistake_in_the_statement_is_told_when_it_is_opened(tmp_path: Path) -> None:
+    table = UpsertTable("visits", Visit, "INSERT INTO nope VALUES (:entries)", key=lambda visit: visit.page)
+    with pytest.raises(apsw.SQLError, match="no such table: nope"):
+        async with open_buffer(tmp_path / "a.sqlite", table, create=CREATE):
+            pass
+
+
+async def test_who_waits_in_vain_is_told_why(tmp_path: Path) -> None:
+    path, settings = tmp_path / "a.sqlite", BufferSettings(commit_timeout_ms=300, shutdown_ms=10_000)
+    async with open_buffer(path, make_table(), create=CREATE, settings=settings) as buffer:
+        with lock_of_another_connection(path):
+            ticket = await buffer.enqueue(Visit("/", "ann", 1.0))
+            with pytest.raises(CommitTimeoutError, match=r"within 300 ms .*BusyError.*locked"):
+                await buffer.committed(ticket)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"max_batch_size": 0}, ValueError),
+        ({"flush_interval_ms": -1}, ValueError),
+        ({"max_pending_bytes": "128MiB"}, TypeError),
+    ],
+)
+def test_settings_that_cannot_be_meant(setting: dict[str, Any], error: type[Exception]) -> None:
+    (name,) = setting
+    with pytest.raises(error, match=f"{name} = .*: give"):
+        BufferSettings(**setting)

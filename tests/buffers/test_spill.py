@@ -14,7 +14,7 @@ from undercroft.buffers import Batch
 from undercroft.buffers.cache_artifacts import ACCESSES, ArtifactAccess, ArtifactDelete, CacheArtifactsBuffer
 from undercroft.buffers.key_values import WRITES, KeyValueBuffer, KeyValueWrite
 from undercroft.buffers.s3_transfers import S3TransfersBuffer, TransferDelete, TransferInsert
-from undercroft.buffers.spill import append_refused, read_spill, write_spill
+from undercroft.buffers.spill import append_refused, read_spill, spills_of, write_spill
 from undercroft.errors import UndercroftError
 
 BATCHES = [Batch(WRITES, [KeyValueWrite("k", "[1]"), KeyValueWrite("l", "")])]
@@ -138,3 +138,11 @@ def test_refused_rows_are_appended_one_to_a_line(tmp_path: Path) -> None:
         ["key_values", ["b", "3"], "worse"],
         ["key_values", ["c", ""], ""],
     ]
+
+
+def test_files_of_a_buffer_are_not_those_of_another_whose_name_begins_like_it(tmp_path: Path) -> None:
+    own = ["visits.spill", "visits.0.spill", "visits.12.spill"]
+    for number, name in enumerate([*own, "visits_daily.spill", "visits.daily.spill", "visits.spill.tmp"]):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (number, number))
+    assert [path.name for path in spills_of(tmp_path, "visits")] == own

@@ -7,14 +7,20 @@ They work in any asyncio program, for its own tables: `open_buffer` with an `Ups
 from undercroft.buffers.bufferable import Batch, Bufferable, QueueStats
 from undercroft.buffers.settings import BufferSettings
 from undercroft.buffers.sqlite_buffer import SQLiteBuffer, Ticket
-from undercroft.buffers.standalone import open_buffer
+from undercroft.buffers.standalone import OpenBuffer, open_buffer
 from undercroft.buffers.upsert_table import UpsertTable
+from undercroft.errors import BufferFullError, ClosedError, CommitTimeoutError, RowRefusedError
 
 __all__ = [
     "Batch",
+    "BufferFullError",
     "BufferSettings",
     "Bufferable",
+    "ClosedError",
+    "CommitTimeoutError",
+    "OpenBuffer",
     "QueueStats",
+    "RowRefusedError",
     "SQLiteBuffer",
     "Ticket",
     "UpsertTable",

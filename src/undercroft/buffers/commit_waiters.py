@@ -1,7 +1,7 @@
 """Those who wait for a commit, by the generation of events that will carry their row."""
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from undercroft.errors import ClosedError, CommitTimeoutError, RowRefusedError
@@ -24,8 +24,10 @@ class Wish(NamedTuple):
 class CommitWaiters:
     """Generations are numbered upwards; `resolve(n)` says that all up to n are committed."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stalled: Callable[[], str | None] = lambda: None) -> None:
+        """`stalled` says why nothing is committed now, None if something is."""
         self._name = name
+        self._stalled = stalled
         # Only those that wait still: under a long lock whoever gives up
         # tries again, and again.
         self._waiting: dict[int, dict[asyncio.Future[None], Wish]] = {}
@@ -88,10 +90,11 @@ class CommitWaiters:
 
     def _expire(self, waiter: "asyncio.Future[None]", timeout_ms: int) -> None:
         if not waiter.done():
+            reason = self._stalled()
             waiter.set_exception(
                 CommitTimeoutError(
-                    f"buffer {self._name} did not commit within {timeout_ms} ms; "
-                    "the row is kept and may be committed later"
+                    f"buffer {self._name} did not commit within {timeout_ms} ms"
+                    f"{'' if reason is None else f' ({reason})'}; the row is kept and may be committed later"
                 )
             )
 

@@ -1,6 +1,6 @@
 """How a buffer behaves. The defaults are those of the node."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +29,12 @@ class BufferSettings:
     """Longest delay between two retries."""
     shutdown_ms: int = 30_000
     """How long `close` drains before it spills to a file."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, TypeError for what is no whole number, or too small."""
+        for name, value in asdict(self).items():
+            least = 1 if name.startswith("max_") else 0
+            if not isinstance(value, int):
+                raise TypeError(f"{name} = {value!r}: give a whole number")
+            if value < least:
+                raise ValueError(f"{name} = {value}: give at least {least}")

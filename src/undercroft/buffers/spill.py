@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,21 @@ def remove_spill(path: Path) -> None:
     """
     path.unlink()
     sync_directory(path.parent)
+
+
+def rows_in(batches: Iterable[Batch]) -> int:
+    """How many rows the batches have."""
+    return sum(len(batch.entries) for batch in batches)
+
+
+def spills_of(directory: Path, stem: str) -> list[Path]:
+    """The spill files of a buffer, or of workers there were before, the oldest first. Raises OSError.
+
+    Not those of a buffer whose name only begins with the same letters.
+    """
+    own = re.compile(re.escape(stem) + r"(\.\d+)?\.spill")
+    found = (path for path in directory.iterdir() if own.fullmatch(path.name))
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def read_spill(path: Path, entry_types: Mapping[str, type[msgspec.Struct]]) -> list[Batch]:

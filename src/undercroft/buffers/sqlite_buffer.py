@@ -14,7 +14,7 @@ from undercroft.buffers.commit_waiters import CommitWaiters
 from undercroft.buffers.committer import Committer
 from undercroft.buffers.generations import Generation, Generations, let_go
 from undercroft.buffers.settings import BufferSettings
-from undercroft.buffers.spill import read_spill, remove_spill, write_spill
+from undercroft.buffers.spill import read_spill, remove_spill, rows_in, spills_of, write_spill
 from undercroft.buffers.transaction import RefusedRow
 from undercroft.database import Database
 from undercroft.errors import BufferFullError, ClosedError, DatabaseLockedError
@@ -67,16 +67,19 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         telemetry: Events,
         settings: BufferSettings | None = None,
         place: Place | None = None,
+        *,
+        stem: str | None = None,
     ) -> None:
-        """Of several processes that serve together each has a `place`."""
+        """Of several processes that serve together each has a `place`. `stem` names files, not its table."""
         self.name = table.buffer_name
         self.operations = tuple(table.entry_types)
         self.settings = settings or BufferSettings()
         self._siblings_run = place is not None and place.siblings_run
-        own = self.name if place is None else f"{self.name}.{place.number}"
+        self._stem = self.name if stem is None else stem
+        own = self._stem if place is None else f"{self._stem}.{place.number}"
         self.spill_path: Path = database.path.with_name(f"{own}.spill")
         """Where `close` puts rows that SQLite would not take in time."""
-        self.refused_path: Path = database.path.with_name(f"{self.name}.refused.jsonl")
+        self.refused_path: Path = database.path.with_name(f"{self._stem}.refused.jsonl")
         """Where rows are kept that SQLite refuses for what they are."""
         self.on_committed: Callable[[int], None] = nobody
         """Told the number of each generation that was committed, before anybody who waits for it is."""
@@ -88,7 +91,7 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         self._generations = Generations(table, self.settings.max_batch_size * BATCHES_PER_TRANSACTION)
         self._shed_rows = int(self.settings.max_pending_rows * SHED_FROM)
         self._shed_bytes = int(self.settings.max_pending_bytes * SHED_FROM)
-        self._waiters = CommitWaiters(self.name)
+        self._waiters = CommitWaiters(self.name, lambda: self.stalled)
         self._wake = asyncio.Event()
         self._tick = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -240,8 +243,7 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         if self._siblings_run:
             await self._drop_spill()
         else:
-            spills = self.spill_path.parent.glob(f"{self.name}*.spill")
-            for path in sorted(spills, key=lambda path: path.stat().st_mtime_ns):
+            for path in spills_of(self.spill_path.parent, self._stem):
                 await self._replay(path)
         self._accepts = True
 
@@ -264,7 +266,7 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         # The file has the only copy that survives a loss of power until the commits do.
         await self._database.sync()
         await asyncio.to_thread(remove_spill, path)
-        count = _count(batches)
+        count = rows_in(batches)
         log.info("spill_replayed", buffer=self.name, rows=count)
         self._telemetry.emit(events.REPLAYED, {"count": count}, {"buffer": self.name})
 
@@ -340,7 +342,7 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         if not batches:
             return
         await asyncio.to_thread(write_spill, self.spill_path, batches)
-        count = _count(batches)
+        count = rows_in(batches)
         log.warning("rows_spilled", buffer=self.name, rows=count, path=str(self.spill_path))
         self._telemetry.emit(events.SPILLED, {"count": count}, {"buffer": self.name})
 
@@ -394,7 +396,3 @@ class SQLiteBuffer(Generic[StateT, EventT]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _count(batches: list[Batch]) -> int:
-    return sum(len(batch.entries) for batch in batches)

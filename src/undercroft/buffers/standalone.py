@@ -1,9 +1,9 @@
 """A buffer with all it needs around it, for programs that are not the node."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import apsw
 
@@ -18,6 +18,19 @@ StateT = TypeVar("StateT")
 EventT = TypeVar("EventT")
 
 
+class OpenBuffer(SQLiteBuffer[StateT, EventT]):
+    """A buffer that also reads."""
+
+    async def read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a query, of what is committed. Raises `apsw.Error`.
+
+        Never read the file by the `sqlite3` of Python in the same process: that is another copy of SQLite,
+        and locks of a process do not keep its own copies apart. One that closes the file takes the locks of
+        the other along, and what that commits is lost (https://www.sqlite.org/howtocorrupt.html, 2.2.1).
+        """
+        return await self._database.read(lambda connection: connection.execute(sql, values).fetchall())
+
+
 @asynccontextmanager
 async def open_buffer(
     path: Path,
@@ -26,7 +39,7 @@ async def open_buffer(
     create: str = "",
     settings: BufferSettings | None = None,
     telemetry: Events | None = None,
-) -> AsyncIterator[SQLiteBuffer[StateT, EventT]]:
+) -> AsyncIterator[OpenBuffer[StateT, EventT]]:
     """A buffer for one table of the SQLite file at `path`, on the running event loop.
 
     `create` is SQL that makes the table if it is not there (`CREATE TABLE IF NOT EXISTS ...`). On leaving,
@@ -34,14 +47,17 @@ async def open_buffer(
     database that the next `open_buffer` replays. `telemetry` is told what happens (`telemetry/events.py`).
 
     Opening blocks for a moment, and sets the file to WAL mode. Raises `DatabaseLockedError`,
-    `DataDirectoryError`, `apsw.Error` for wrong SQL; on leaving OSError, if rows could be neither
-    committed nor spilled, and what a method of the table raised.
+    `DataDirectoryError`, `apsw.Error` for wrong SQL, also that of the table; on leaving OSError, if rows
+    could be neither committed nor spilled, and what a method of the table raised.
     """
     database = Database(path, None)
     database.open()
     try:
-        await database.write(lambda connection: _execute(connection, create))
-        buffer = SQLiteBuffer(table, database, telemetry or Events(), settings)
+        await database.write(lambda connection: _prepare(connection, create, table))
+        # Two databases in a directory may have tables of the same name.
+        buffer = OpenBuffer(
+            table, database, telemetry or Events(), settings, stem=f"{path.name}.{table.buffer_name}"
+        )
         await buffer.open()
         supervisor = Supervisor()
         supervisor.start(f"buffer {buffer.name}", buffer.run())
@@ -55,7 +71,10 @@ async def open_buffer(
         await database.close()
 
 
-def _execute(connection: apsw.Connection, sql: str) -> None:
-    if sql:
-        with transaction(connection):
-            connection.execute(sql).fetchall()
+def _prepare(connection: apsw.Connection, create: str, table: Bufferable[Any, Any]) -> None:
+    with transaction(connection):
+        if create:
+            connection.execute(create).fetchall()
+        # Of nothing: a mistake in a statement is told here, and not by rows that are never committed.
+        for operation in table.entry_types:
+            table.write_batch(connection, operation, [])
