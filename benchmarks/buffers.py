@@ -212,8 +212,8 @@ def _times(cases: Sequence[Case], case: Case) -> str:
 
 
 NOTE = (
-    "Busy: 64 handlers keep the loop saturated, each giving way after a unit of pure-Python work of some "
-    "150 microseconds, so that a turn of the loop takes some 10 ms. "
+    "Busy: 64 handlers keep the loop saturated, each giving way after a unit of pure-Python work; how long "
+    "that takes is `unit_us` below, and a turn of the loop 64 times as long. "
     "'Foreign work kept' is how much of it still got done, against a loop with nobody writing. The peers "
     "named executemany, transact, insert_many and VALUES are handed batches of 1000 rows that somebody else "
     "has gathered; ours and the others take rows as they come. insert_many and VALUES reach SQLite as one "

@@ -276,10 +276,23 @@ def test_loopback_needs_no_permission(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.com", "localhost.example.com"])
-def test_other_addresses_do(environment: dict[str, str], host: str) -> None:
+def test_other_addresses_do(environment: dict[str, str], host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("undercroft.config.socket.getaddrinfo", lambda *_: [])  # there may be no name server
     assert "allow_unauthenticated" in problems({"host": host})
     environment["UNDERCROFT_ALLOW_UNAUTHENTICATED"] = "true"
     assert load({"host": host}).host == host
+
+
+def test_who_misspelt_a_name_is_not_told_to_do_without_protection() -> None:
+    said = problems({"host": "no.such.host.invalid"})
+    assert "host = 'no.such.host.invalid'" in said
+    assert "give an address of this machine" in said
+    assert "allow_unauthenticated" not in said
+
+
+def test_an_empty_data_directory_is_not_the_one_we_are_in(environment: dict[str, str]) -> None:
+    environment["UNDERCROFT_DATA_DIR"] = ""
+    assert "data_dir = '': it is empty: give a directory" in problems({})
 
 
 @pytest.mark.parametrize(

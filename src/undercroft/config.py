@@ -6,6 +6,7 @@ Flags win over the environment (`UNDERCROFT_*`, nested with two underscores), th
 import ipaddress
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ _SIZES = "write a number of bytes that is not negative, or one with a unit, like
 
 # For what pydantic says of its own.
 _BETTER_WORDS = {
+    "int_parsing": "not a whole number",
     "byte_size": f"not a size: {_SIZES}",
     "byte_size_unit": f"not a size, its unit is unknown: {_SIZES}",
 }
@@ -82,6 +84,13 @@ class Settings(Section):
     http: HttpSection = Field(HttpSection(), description="HTTP server")
     log: LogSection = Field(LogSection(), description="logs")
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _named(cls, data_dir: object) -> object:
+        if data_dir == "":  # a variable that is not set; it would be taken for the directory one is in
+            raise ValueError("it is empty: give a directory, or leave the setting out")
+        return data_dir
+
     # A check of the field, not of the whole: that one is left out when any other setting is wrong.
     @field_validator("host")
     @classmethod
@@ -90,6 +99,7 @@ class Settings(Section):
         # Without a section there is something wrong in it, which has a line of its own.
         asks = auth is None or auth.mode != "none"
         if not asks and not info.data.get("allow_unauthenticated") and not _is_loopback(host):
+            _check_that_it_resolves(host)
             raise ValueError(
                 "it is no loopback address, so other machines may reach the node, which asks nobody who "
                 "they are: listen on 127.0.0.1, set auth.mode, or set allow_unauthenticated "
@@ -124,6 +134,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _check_that_it_resolves(host: str) -> None:
+    """Who has misspelt a name is not to be told how to do without protection. Raises ValueError."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise ValueError(f"{error.strerror}: give an address of this machine, or a name for one") from error
 
 
 def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:

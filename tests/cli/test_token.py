@@ -107,9 +107,21 @@ def test_several_artifacts_of_one_name(tmp_path: Path) -> None:
         for tool in ("gradle", "ccache"):
             assert client.put(f"/{tool}/acme/app/abcdef", content=b"bytes").status_code == 201
         several = run(tmp_path, "inspect", "abcdef")
+        # An address says which; ccache's default layout has the first letters in a directory of their own.
+        one = run(tmp_path, "inspect", f"{node.url}/gradle/acme/app/abcdef").stdout
+        assert client.put("/ccache/acme/app/ab/012345", content=b"bytes").status_code == 201
+        parted = run(tmp_path, "inspect", f"{node.url}/ccache/acme/app/ab/012345").stdout
+    assert one.startswith("key:        acme/app/gradle/ab/cd/abcdef\n")
+    assert parted.startswith("key:        acme/app/ccache/")
     assert several.exit_code == 1
     assert "acme/app/gradle/ab/cd/abcdef\n" in several.stderr
     assert "acme/app/ccache/ab/cd/abcdef\n" in several.stderr
+
+
+def test_an_empty_data_directory_is_not_the_one_we_are_in() -> None:
+    for command in (["serve"], ["config", "check"], ["token", "list"]):
+        refused = CliRunner().invoke(app, [*command, "--data-dir", ""])
+        assert (refused.exit_code, "it is empty" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("command", [["token", "list"], ["transfers", "list"], ["inspect", KEY]])

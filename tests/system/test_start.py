@@ -95,7 +95,7 @@ def test_a_port_is_free_again_at_once(data_dir: Path) -> None:
         assert node.url.endswith(f":{port}")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_to_listen_beyond_loopback_must_be_said_explicitly(data_dir: Path, host: str) -> None:
     line = refusal(data_dir, arguments=["--host", host])
     assert repr(host) in line

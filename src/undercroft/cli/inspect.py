@@ -63,16 +63,25 @@ def inspect(
 
 async def _the_only_one(database: Database, asked: str) -> str:
     """The key that ends with the last part of what was asked for; exits unless there is exactly one."""
-    name = urlsplit(asked).path.rstrip("/").rpartition("/")[2]
-    keys = await database.read(
-        lambda connection: [key for (key,) in connection.execute(SEARCH, (name, MOST))]
-    )
+    *path, name = [part for part in urlsplit(asked).path.split("/") if part] or [asked]
+    keys = await _keys_ending_with(database, name)
+    if not keys and path:
+        keys = await _keys_ending_with(database, path[-1] + name)  # as ccache asks: ab/cdef
+    if len(keys) > 1:
+        there = [key for key in keys if set(path) <= set(key.split("/"))]
+        keys = there if len(there) == 1 else keys
     if not keys:
         raise failure(f"nothing is known of {asked!r}", EXIT_NOT_FOUND)
     if len(keys) > 1:
-        shown = "\n".join(map(str, keys))
+        shown = "\n".join(keys)
         raise failure(f"there are several with the name {name!r}, ask for one of:\n{shown}", EXIT_NOT_FOUND)
-    return str(keys[0])
+    return keys[0]
+
+
+async def _keys_ending_with(database: Database, name: str) -> list[str]:
+    return await database.read(
+        lambda connection: [str(key) for (key,) in connection.execute(SEARCH, (name, MOST))]
+    )
 
 
 def _text(found: Inspected) -> str:

@@ -13,8 +13,21 @@ from undercroft.database import Database
 from undercroft.database.schema import NODE, Schema, is_older
 from undercroft.errors import DataDirectoryError
 
+
+def _directory(given: str) -> Path:
+    if not given:  # a variable that is not set; it would be taken for the directory one is in
+        raise typer.BadParameter("it is empty: give a directory, or leave the flag out")
+    return Path(given)
+
+
 DataDirOption: TypeAlias = Annotated[
-    Path | None, typer.Option("--data-dir", help="Directory of databases and artifacts [default: data]")
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        parser=_directory,
+        metavar="<path>",
+        help="Directory of databases and artifacts [default: data]",
+    ),
 ]
 ConfigOption: TypeAlias = Annotated[Path | None, typer.Option("--config", help="TOML file with settings")]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON object a line")]

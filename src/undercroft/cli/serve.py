@@ -12,6 +12,7 @@ import structlog
 import typer
 import uvloop
 
+from undercroft.cli.node_database import DataDirOption
 from undercroft.cli.parent import EXIT_CRASHED, EXIT_UNUSABLE, Parent
 from undercroft.config import Settings, load
 from undercroft.errors import RowsLostError, UndercroftError
@@ -34,9 +35,7 @@ ONE_REQUEST_S = 0.2
 
 
 def serve(
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Directory of databases and artifacts [default: data]")
-    ] = None,
+    data_dir: DataDirOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")] = None,
     port: Annotated[
         int | None, typer.Option(help="Port to listen on, 0 for a free one [default: 4000]")

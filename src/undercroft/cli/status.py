@@ -89,6 +89,10 @@ def _ask(address: str, token: str | None) -> Status | None:
         answer = httpx.get(f"{address}/api/status", headers=headers, timeout=ANSWER_S, trust_env=False)
     except httpx.ConnectError:
         return None
+    except httpx.UnsupportedProtocol as error:
+        raise DataDirectoryError(
+            f"{address!r} is no address of a node: write http://HOST:PORT or https://HOST"
+        ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise DataDirectoryError(f"{address} does not answer: {type(error).__name__}: {error}") from error
     if answer.status_code == httpx.codes.UNAUTHORIZED:

@@ -119,8 +119,10 @@ class Disk:
                 directory.mkdir(parents=True, exist_ok=True)
             self._claim()
         except OSError as error:
+            in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
             raise DataDirectoryError(
-                f"cannot use {error.filename or self.artifacts}: {error.strerror}; "
+                f"cannot use {error.filename or self.artifacts}: "
+                f"{'it is no directory' if in_the_way else error.strerror}; "
                 "choose another data directory or mend its permissions"
             ) from error
 
