@@ -1,11 +1,12 @@
 """A quick, blocking HTTP client with one connection, and the requests the tests send with it."""
 
 import http.client
+import itertools
 import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
@@ -22,6 +23,13 @@ class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+@contextmanager
+def in_turns(url: str, workers: int) -> Iterator[Iterator["Client"]]:
+    """Clients without an end, so that each of several workers is likely to be asked; one for one worker."""
+    with ExitStack() as stack:
+        yield itertools.cycle([stack.enter_context(Client(url)) for _ in range(4 * workers - 3)])
 
 
 class Client:

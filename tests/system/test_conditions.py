@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from hypothesis import strategies as st
 
 from tests.api.dialects import DIALECTS, DialectCase
@@ -12,7 +13,7 @@ from tests.support.campaign import Campaign
 from tests.support.node_process import node_process
 from tests.support.properties import for_examples
 from tests.support.range_model import asked_by, tags_in
-from tests.system.client import Answer, Client
+from tests.system.client import Answer, in_turns
 
 # The last does not fit into one piece of an answer.
 SIZES = (0, 1, 16, 1_000, (1 << 20) + 10)
@@ -74,10 +75,12 @@ questions = st.builds(
 )
 
 
-def test_ranges_and_conditions(campaign: Campaign, data_dir: Path) -> None:
-    with node_process(data_dir) as node, Client(node.url) as client:
+@pytest.mark.parametrize("workers", [1, 4])
+def test_ranges_and_conditions(campaign: Campaign, data_dir: Path, workers: int) -> None:
+    arguments = ("--workers", str(workers))
+    with node_process(data_dir, arguments=arguments) as node, in_turns(node.url, workers) as clients:
         for dialect, data in STORED:
-            stored = client.request(dialect.method, dialect.path_for(data), data)
+            stored = next(clients).request(dialect.method, dialect.path_for(data), data)
             # Both ways to Gradle's entries lead to the same ones.
             assert stored.status in (dialect.created, dialect.again)
 
@@ -87,7 +90,7 @@ def test_ranges_and_conditions(campaign: Campaign, data_dir: Path) -> None:
             fields = {"range": asked.range, "if-range": asked.if_range, "if-none-match": asked.if_none_match}
             tag = dialect.etag(data)
             headers = {name: value.replace("TAG", tag) for name, value in fields.items() if value is not None}
-            answer = client.request(asked.method, dialect.path_for(data), headers=headers)
+            answer = next(clients).request(asked.method, dialect.path_for(data), headers=headers)
             check(answer, asked.method, dialect, data, headers)
             campaign.checked("answers")
             campaign.checked(f"of {answer.status}")

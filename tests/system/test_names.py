@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+import pytest
+
 from tests.api.dialects import FREE_NAMES, REPLACING, DialectCase
 from tests.support.campaign import Campaign
 from tests.support.node_process import node_process
-from tests.system.client import Client
+from tests.system.client import Client, in_turns
 
 # What file systems, shells, URLs and SQL give a meaning to; what is alike but not the same; what is long.
 ODD = """
@@ -82,14 +84,16 @@ def is_good(name: Name) -> bool:
     return all(part not in {"", ".", ".."} and len(part.encode()) <= 255 for part in parts)
 
 
-def test_names(campaign: Campaign, data_dir: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 4])
+def test_names(campaign: Campaign, data_dir: Path, workers: int) -> None:
     chance = campaign.random
     known: list[Name] = []
     stored: dict[tuple[str, str, str, str], bytes] = {}
-    with node_process(data_dir) as node, Client(node.url) as client:
+    arguments = ("--workers", str(workers))
+    with node_process(data_dir, arguments=arguments) as node, in_turns(node.url, workers) as clients:
         for number in campaign.rounds(short=150, long=5_000):
             name, data = chosen(chance, known), b"%d" % number
-            answer = client.request(name.dialect.method, name.path(chance), data)
+            answer = next(clients).request(name.dialect.method, name.path(chance), data)
             if not is_good(name):
                 assert answer.status == name.dialect.malformed, name
                 campaign.checked("names refused")
@@ -99,7 +103,7 @@ def test_names(campaign: Campaign, data_dir: Path) -> None:
             if is_new or name.dialect in REPLACING:
                 stored[name.where()] = data
             known.append(name)
-            check(client, chance.choice(known), stored, chance)
+            check(next(clients), chance.choice(known), stored, chance)
         assert node.stop() == 0
         assert node.logged("request_failed") == []
     with node_process(data_dir) as node, Client(node.url) as client:

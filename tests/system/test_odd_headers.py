@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import zstandard
 
 from tests.support.campaign import Campaign
@@ -160,8 +161,10 @@ def answered(url: str, asked: Asked) -> Iterator[http.client.HTTPResponse | None
         yield response
 
 
-def test_odd_headers(campaign: Campaign, data_dir: Path) -> None:
-    with node_process(data_dir, {"UPLOADS__READ_TIMEOUT_MS": "100"}) as node:
+@pytest.mark.parametrize("workers", [1, 4])
+def test_odd_headers(campaign: Campaign, data_dir: Path, workers: int) -> None:
+    arguments = ("--workers", str(workers))
+    with node_process(data_dir, {"UPLOADS__READ_TIMEOUT_MS": "100"}, arguments=arguments) as node:
         with Client(node.url) as client:
             assert client.request("PUT", "/ccache/acc/proj/kept", b"kept").status == 201
         for _ in campaign.rounds(short=250, long=5_000):

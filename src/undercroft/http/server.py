@@ -138,15 +138,14 @@ class HttpServer:
 
     def _make_way(self, newest: HttpConnection) -> None:
         """Ends the connection that was idle for longest, or whose body comes slowest, or else the newest."""
-        idle = [one for one in self._connections if one.may_make_way]
+        if idle := [one for one in self._connections if one.may_make_way]:
+            min(idle, key=lambda one: one.waits_since).stop()
+            return
         now = asyncio.get_running_loop().time()
         slow = [(rate, one) for one in self._connections if (rate := one.bytes_per_s(now)) is not None]
-        if slow and not idle:
-            slowest = min(slow, key=itemgetter(0))[1]
-            slowest.stop()
-            slowest.cancel()
-        else:
-            min(idle, key=lambda one: one.waits_since, default=newest).stop()
+        _, last = min(slow, key=itemgetter(0), default=(0, newest))
+        last.stop()
+        last.cancel()
 
     def closed(self, connection: HttpConnection) -> None:
         """See `Owner`."""
