@@ -143,9 +143,12 @@ class HttpServer:
             return
         now = asyncio.get_running_loop().time()
         slow = [(rate, one) for one in self._connections if (rate := one.bytes_per_s(now)) is not None]
-        _, last = min(slow, key=itemgetter(0), default=(0, newest))
-        last.stop()
-        last.cancel()
+        if not slow:
+            newest.stop()
+            return
+        _, slowest = min(slow, key=itemgetter(0))
+        slowest.stop()
+        slowest.cancel()
 
     def closed(self, connection: HttpConnection) -> None:
         """See `Owner`."""
