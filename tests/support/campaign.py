@@ -50,7 +50,7 @@ class Campaign:
         self._checked[what] += count
 
     def took(self, what: str, seconds: float) -> None:
-        """Notes a time, for people to read: no test asserts one."""
+        """Notes a time, for people to read."""
         self._took[what].append(seconds)
 
     def __str__(self) -> str:
