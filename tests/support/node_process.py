@@ -56,6 +56,7 @@ class NodeProcess:
         self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
         self._reader.start()
         self.url = ""
+        self._signalled = self._silent = 0.0
 
     def _read(self, stream: IO[str]) -> None:
         for line in stream:
@@ -66,6 +67,7 @@ class NodeProcess:
             else:
                 self.log.append(record)
                 self._news.put(record)
+        self._silent = time.monotonic()
         self._news.put(None)
 
     def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class NodeProcess:
         return [record for record in self.log if record["event"] == event]
 
     def signal(self, number: signal.Signals) -> None:
+        self._signalled = time.monotonic()
         self.process.send_signal(number)
 
     def stop_reading(self) -> None:
@@ -100,6 +103,14 @@ class NodeProcess:
         status = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
         return status
+
+    @property
+    def stop_s(self) -> float:
+        """Seconds from the last signal to the end of the log, which is the end of all its processes.
+
+        After `wait`, which may have been called long after that.
+        """
+        return self._silent - self._signalled
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""

@@ -6,7 +6,7 @@ A plan says who writes what, and after how many answers it is killed; threads an
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.support.campaign import Campaign
 from tests.support.node_process import NodeProcess, node_process
 from tests.support.s3_endpoint import S3Endpoint
 from tests.system.client import Client, eventually
-from tests.system.data_dir import files_under, query, stored_artifacts
+from tests.system.data_dir import files_under, query, stored_artifacts, stored_values
 from tests.system.kill_load import (
     ArtifactWriter,
     CleaningWriter,
@@ -29,10 +29,12 @@ from tests.system.kill_load import (
 )
 from tests.system.test_object_store import settings as bucket_settings
 from undercroft.buffers import BufferSettings
+from undercroft.settings_sections import HttpSection
 
 WORKERS = 4
 
-SHUTDOWN_S = BufferSettings().shutdown_ms / 1_000
+# Nothing is committed by the clock: what a stop finds is committed by its drain.
+BUFFERED = {"ACK": "buffered", "BUFFERS__FLUSH_INTERVAL_MS": "600000"}
 
 # What goes on while one worker is dead and replaced.
 MORE = 150
@@ -153,6 +155,16 @@ def test_kill_of_one_worker(data_dir: Path, campaign: Campaign) -> None:
     check_clean(data_dir)
 
 
+def check_stop(node: NodeProcess, campaign: Campaign, settings: Mapping[str, str] | None = None) -> None:
+    """A node that was told to stop ends with 0, in the time its settings promise from the signal on."""
+    grace = (settings or {}).get("HTTP__STOP_GRACE_MS")
+    grace_ms = HttpSection().stop_grace_ms if grace is None else int(grace)
+    promised_s = (grace_ms + BufferSettings().shutdown_ms) / 1_000
+    assert node.wait(promised_s) == 0
+    campaign.took("stopped in", node.stop_s)
+    assert node.stop_s <= promised_s
+
+
 @pytest.mark.parametrize("workers", [1, WORKERS])
 def test_stop(data_dir: Path, campaign: Campaign, workers: int) -> None:
     """SIGTERM: everything that was answered is committed, the status is 0, and nothing is left behind."""
@@ -161,13 +173,44 @@ def test_stop(data_dir: Path, campaign: Campaign, workers: int) -> None:
         with node_process(data_dir, arguments=("--workers", str(workers))) as node:
             plan = f"{campaign.seed} {number}"
             load.run(node.url, plan, answers_before(campaign.random), partial(node.signal, signal.SIGTERM))
-            assert node.wait(SHUTDOWN_S) == 0
+            check_stop(node, campaign)
             assert node.logged("request_failed") == node.logged("drain_failed") == []
-        check_clean(data_dir)
-        with node_process(data_dir) as node:
-            check(node, load, campaign)
-            assert node.stop() == 0
+        check_after_stop(data_dir, load, campaign)
     shutil.rmtree(data_dir)
+
+
+def test_stop_with_buffers_that_are_full_of_what_was_answered(data_dir: Path, campaign: Campaign) -> None:
+    """The same with acknowledgements before the commit: it is the drain that keeps them."""
+    load, drained, before = new_load(), 0, set[str]()
+
+    def tell(node: NodeProcess) -> None:
+        before.update(committed_rows(data_dir))
+        node.signal(signal.SIGTERM)
+
+    for number in campaign.rounds(short=3, long=50):
+        with node_process(data_dir, BUFFERED) as node:
+            load.run(
+                node.url, f"{campaign.seed} {number}", answers_before(campaign.random), partial(tell, node)
+            )
+            check_stop(node, campaign)
+            assert node.logged("request_failed") == node.logged("drain_failed") == []
+        drained += len(committed_rows(data_dir) - before)
+        check_after_stop(data_dir, load, campaign)
+    assert drained > 0
+    campaign.checked("rows that the stop committed", drained)
+    shutil.rmtree(data_dir)
+
+
+def committed_rows(data_dir: Path) -> set[str]:
+    return {*stored_values(data_dir), *stored_artifacts(data_dir)}
+
+
+def check_after_stop(data_dir: Path, load: Load, campaign: Campaign) -> None:
+    """All that was answered is there after the next start, and nothing else."""
+    check_clean(data_dir)
+    with node_process(data_dir) as node:
+        check(node, load, campaign)
+        assert node.stop() == 0
 
 
 def evicted(node: NodeProcess) -> int:

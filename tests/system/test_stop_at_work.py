@@ -24,7 +24,7 @@ from tests.system.client import Answer, Client, eventually
 from tests.system.data_dir import query, stored_artifacts
 from tests.system.kill_load import ArtifactWriter, CleaningWriter, Entry, KeyValue, KeyValueWriter, Load
 from tests.system.stored_bytes import Stored, content_of
-from tests.system.test_kill import SHUTDOWN_S, WORKERS, check, check_clean
+from tests.system.test_kill import WORKERS, check, check_clean, check_stop
 from tests.system.test_object_store import settings as bucket_settings
 from tests.system.test_store_storm import transfers_left
 from tests.system.test_workers import Module
@@ -58,7 +58,7 @@ def stop(
         try:
             tell = partial(node.signal, signal.SIGTERM)
             load.run(node.url, plan, answers, tell, ready=in_the_middle.is_under_way)
-            assert node.wait(SHUTDOWN_S) == 0
+            check_stop(node, campaign, settings)
         finally:
             in_the_middle.end()
         assert node.printed == [], "\n".join(node.printed)
