@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.api.dialects import NX
 from tests.support.campaign import Campaign
@@ -80,12 +82,25 @@ class Weathermaker:
         self._proxy = proxy
         self._chance = chance
         self.seen: set[str] = set()
+        self._is_gone = False
+
+    def go(self) -> None:
+        """Nobody is there until the next change."""
+        self._proxy.refuse()
+        self._is_gone = True
+
+    def _come_back(self) -> None:
+        if not self._is_gone:
+            return
+        # It was away all the time.
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self._proxy.port)):
+            pass
+        self._proxy.accept()
+        self._is_gone = False
 
     def change(self) -> None:
-        """Another weather, or all of them at once, or nobody there at all."""
-        if self._chance.random() < 0.1:
-            self._proxy.refuse()
-            self._proxy.accept()
+        """Another weather, or all of them at once."""
+        self._come_back()
         kind = self._chance.random()
         one = "fair" if kind < 0.3 else self._chance.choice(list(WEATHERS))
         names = [*WEATHERS, *["fair"] * len(WEATHERS)] if kind > 0.7 else [one]
@@ -95,6 +110,7 @@ class Weathermaker:
 
     def clear(self) -> None:
         """The store works."""
+        self._come_back()
         self._proxy.set(Fault())
 
 
@@ -216,8 +232,13 @@ def test_a_store_in_trouble(tmp_path: Path, s3_endpoint: S3Endpoint, campaign: C
                 load = Shaking(stored, writer.url, seed, writers=3, large=1_600_000)
                 asking = Asking(stored, reader.url, seed)
                 with running(load, asking), Client(reader.url) as other:
-                    for _ in range(chance.randint(4, 8)):
+                    changes = chance.randint(4, 8)
+                    gone = chance.randrange(1, changes)
+                    for hour in range(changes):
                         weather.change()
+                        if hour == gone:
+                            weather.go()
+                            campaign.checked("times that nobody was there")
                         for _ in range(3):
                             load.wait(chance.uniform(0, 0.25))
                             bounds[0].look(client)
