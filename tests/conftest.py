@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ __all__ = ["_s3_process", "s3_endpoint"]
 
 # A run may take some gigabytes until it ends.
 EVICTS_PERCENT = 85
+
+# Of a round in the long form, or of a test without rounds: far more than any takes, so what is ended hangs.
+LONGEST_S = 3_600
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,12 +51,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileOrTool
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks campaigns, and takes the time limit off their long form."""
+    """Marks campaigns, and gives the long form the time it takes."""
     for item in items:
-        if "campaign" in getattr(item, "fixturenames", ()):
+        is_campaign = "campaign" in getattr(item, "fixturenames", ())
+        if is_campaign:
             item.add_marker(pytest.mark.campaign)
-            if config.getoption("--torture") or config.getoption("--rounds"):
-                item.add_marker(pytest.mark.timeout(0))
+        if config.getoption("--torture") or (is_campaign and config.getoption("--rounds")):
+            item.add_marker(pytest.mark.timeout(LONGEST_S))
+
+
+def another_round() -> None:
+    """The limit above is for each round: pytest-timeout's alarm, if it is set, starts again."""
+    if signal.getitimer(signal.ITIMER_REAL)[0]:
+        signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
 
 
 @pytest.fixture
@@ -63,6 +74,8 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
     # The short form plans the same for every run of one state: it answers for a change, not for luck.
     seed = option("--seed") or (str(random.SystemRandom().randrange(1 << 32)) if explores else "1")
     found = Campaign(request.node.name, seed, torture=option("--torture"), rounds=option("--rounds"))
+    if explores:
+        found.after_a_round = another_round
     print(f"repeat with --seed {seed}")  # noqa: T201  # pytest shows it with a failure
     yield found
     # The way to the summary, which may be another process's.

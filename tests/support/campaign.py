@@ -3,7 +3,7 @@
 import random
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -21,6 +21,7 @@ class Campaign:
         self.torture = torture
         """Whether this is the long form."""
         self.random = random.Random(f"{seed} {name}")
+        self.after_a_round: Callable[[], None] = lambda: None
         self._rounds = rounds
         self._done = 0
         self._checked: Counter[str] = Counter()
@@ -44,6 +45,7 @@ class Campaign:
     def ran(self, count: int = 1) -> None:
         """Counts rounds."""
         self._done += count
+        self.after_a_round()
 
     def checked(self, what: str, count: int = 1) -> None:
         """Counts what was compared with what it must be: "acknowledged artifacts", "answers"."""
