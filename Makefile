@@ -23,10 +23,8 @@ test: .venv/.fuzz ## set up everything, lint, type check and run all tests
 	$(MAKE) --no-print-directory lint
 	$(VENV)/python -m pytest -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
-# The variables make long what is no campaign: properties, and tests that fill a database.
 torture: .venv/.fuzz ## campaigns, properties and system tests in their long form (PYTEST_ARGS='--seed 7' repeats one)
-	HYPOTHESIS_PROFILE=long UNDERCROFT_LONG=1 \
-		$(VENV)/python -m pytest -m "campaign or hypothesis or system" --torture $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=long $(VENV)/python -m pytest -m "campaign or hypothesis or system" --torture $(PYTEST_ARGS)
 
 clients: .venv/.bench ## drive the real build tools, and renew docs/clients.md
 	scripts/install-debian-packages tests/clients/debian-packages.txt

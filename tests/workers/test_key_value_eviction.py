@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import json
-import os
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ from undercroft.workers.key_value_eviction import SLICE_ROWS, KeyValueEviction, 
 
 PATIENCE_SECONDS = 20
 DAY_US = 86_400_000_000
-LOAD_ROWS = 1_000_000 if os.environ.get("UNDERCROFT_LONG") else 60_000
+LOAD_ROWS = 60_000
 
 SQL = """INSERT INTO key_value_entries (key, json_payload, last_accessed_at, inserted_at, updated_at)
 VALUES (?, ?, ?, 1, ?)"""
