@@ -1,6 +1,5 @@
 """A volume that is filled many times over: every write succeeds, what is in use stays."""
 
-import os
 import random
 import threading
 import time
@@ -9,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.campaign import Campaign
 from tests.support.node_process import NodeProcess, node_process
 from tests.support.small_volume import MEGABYTE, occupied, small_volume
 from tests.system.client import TENANT, Client
 
-LONG = os.environ.get("UNDERCROFT_LONG") == "1"
-SECONDS = 180 if LONG else 5
+SECONDS, SECONDS_IN_THE_LONG_FORM = 5, 180
 VOLUME_MB = 200
 ENOUGH = 3 * VOLUME_MB * MEGABYTE
 WRITERS = 6
@@ -32,19 +31,20 @@ SMALLEST = 4_000
 class Load:
     """Writers, readers and an eye on the volume, until time and work are over or one of them fails."""
 
-    def __init__(self, node: NodeProcess, root: Path) -> None:
+    def __init__(self, node: NodeProcess, root: Path, seconds: float, seed: str) -> None:
         self._node = node
         self._root = root
-        self._end = time.monotonic() + SECONDS
+        self._seed = seed
+        self._end = time.monotonic() + seconds
         self.failures: list[str] = []
-        self.bytes_written = 0
+        self.writes = self.bytes_written = 0
         self.reads = 0
         self.fullest = 0.0
         self._lock = threading.Lock()
 
     def run(self) -> None:
         works: list[Callable[[], None]] = [self._watch, self._read, self._read]
-        works += [lambda seed=seed: self._write(seed) for seed in range(WRITERS)]  # type: ignore[misc]
+        works += [lambda name=name: self._write(name) for name in range(WRITERS)]  # type: ignore[misc]
         threads = [threading.Thread(target=self._guarded, args=(work,)) for work in works]
         for thread in threads:
             thread.start()
@@ -74,13 +74,13 @@ class Load:
                     assert client.get_ccache(f"hot{number}") == hot(number), f"hot{number}"
                     self.reads += 1
 
-    def _write(self, seed: int) -> None:
-        chance = random.Random(seed)
+    def _write(self, name: int) -> None:
+        chance = random.Random(f"{self._seed} {name}")
         number = 0
         with Client(self._node.url) as client:
             while self._goes_on():
                 number += 1
-                self._write_one(client, chance, f"{seed}n{number}")
+                self._write_one(client, chance, f"{name}n{number}")
 
     def _write_one(self, client: Client, chance: random.Random, name: str) -> None:
         # As many of 4 to 8 kB as of 4 to 8 MB.
@@ -97,6 +97,7 @@ class Load:
         answer = client.request(method, path, body)
         assert answer.status == stored, (name, size, answer)
         with self._lock:
+            self.writes += 1
             self.bytes_written += size
 
 
@@ -111,30 +112,42 @@ def hot(number: int) -> bytes:
 
 
 # Writers are as fast as the node: several times the volume.
-@pytest.mark.timeout(SECONDS + 100)
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
-def test_a_full_volume_never_refuses_what_fits(tmp_path: Path, kind: str, workers: int) -> None:
-    more = ("--workers", str(workers))
+def test_a_full_volume_never_refuses_what_fits(
+    tmp_path: Path, campaign: Campaign, kind: str, workers: int
+) -> None:
+    for number in campaign.rounds(short=1, long=3):
+        fill_many_times(tmp_path / str(number), campaign, kind, workers)
+
+
+def fill_many_times(folder: Path, campaign: Campaign, kind: str, workers: int) -> None:
+    more, seconds = ("--workers", str(workers)), SECONDS_IN_THE_LONG_FORM if campaign.torture else SECONDS
+    folder.mkdir()
     with (
-        small_volume(kind, tmp_path, VOLUME_MB) as root,
+        small_volume(kind, folder, VOLUME_MB) as root,
         node_process(root / "node", {"DISK__LIMIT_PERCENT": str(LIMIT)}, arguments=more) as node,
     ):
         with Client(node.url) as client:
             for number in range(HOT):
                 assert client.put_ccache(f"hot{number}", hot(number)).status == 201
-        load = Load(node, root)
+        load = Load(node, root, seconds, f"{campaign.seed} {folder.name}")
         load.run()
         assert load.failures == []
         # Another connection: one that was idle for so long has been closed.
         with Client(node.url) as client:
             for number in range(HOT):
                 assert client.get_ccache(f"hot{number}") == hot(number)
-        written = f"{load.bytes_written / MEGABYTE:,.0f} MB in {SECONDS} s"
+        written = f"{load.bytes_written / MEGABYTE:,.0f} MB in {seconds} s"
         print(f"{kind}, {workers} processes: {written}, fullest {load.fullest:.1f} %")  # noqa: T201
         assert node.stop() == 0
         assert node.printed == []
         assert [record for record in node.log if record["level"] not in ("debug", "info")] == []
         assert [record for record in node.log if "exception" in record] == []
         assert 85.0 < load.fullest <= LIMIT + 1.0
-        assert sum(record["artifacts"] for record in node.logged("disk_evicted")) > 100
+        evicted = sum(record["artifacts"] for record in node.logged("disk_evicted"))
+        assert evicted > 100
+        campaign.checked("writes", load.writes)
+        campaign.checked("MB written", load.bytes_written // MEGABYTE)
+        campaign.checked("reads compared", load.reads)
+        campaign.checked("evictions", evicted)

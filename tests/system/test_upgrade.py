@@ -8,6 +8,7 @@ import apsw
 import pytest
 
 import undercroft
+from tests.support.campaign import Campaign
 from tests.support.node_process import node_process
 from tests.system.client import Client
 from tests.system.data_dir import snapshot
@@ -16,24 +17,26 @@ from tests.system.data_dirs.entries import Caller
 from tests.system.data_dirs.left import Left
 
 
-def check_served(url: str, left: Left) -> None:
+def check_served(url: str, left: Left, campaign: Campaign) -> None:
     with Client(url) as client:
         main = Caller(client, left.tokens.get("main"))
         for path, body in left.readable.items():
             assert main.get(path) == body.encode(), path
+            campaign.checked("entries")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_nothing_is_lost(version: str, workers: int, tmp_path: Path) -> None:
+def test_nothing_is_lost(version: str, workers: int, tmp_path: Path, campaign: Campaign) -> None:
     left = unpack(version, tmp_path)
     assert len(left.readable) >= 55
     for _ in range(2):  # as it is migrated, and as it is afterwards
         arguments = ("--workers", str(workers))
         with node_process(tmp_path / "data", settings(left), arguments=arguments) as node:
-            check_served(node.url, left)
+            check_served(node.url, left, campaign)
             assert node.stop() == 0
             assert node.logged("artifact_damaged") == node.logged("request_failed") == []
+        campaign.ran()
 
 
 def test_every_version_that_was_released_is_here() -> None:
