@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.api.dialects import CCACHE, DIALECTS, FREE_NAMES
+from tests.support.campaign import Campaign
 from tests.support.node_process import NodeProcess, node_process
 from tests.support.s3_endpoint import S3Endpoint
 from tests.support.small_volume import Filler, fail, mount_anew, remount, small_volume
@@ -84,9 +85,19 @@ def full(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Full]:
         yield Full(root, node, client, Filler(root), more)
 
 
+@pytest.fixture
+def stored(campaign: Campaign) -> Iterator[Stored]:
+    """What was stored; the summary says how much of it was compared."""
+    found = Stored()
+    yield found
+    campaign.ran()
+    for what, count in found.counts.items():
+        campaign.checked(what, count)
+
+
 @BOTH
-def test_every_operation_of_every_dialect_on_a_full_volume(full: Full) -> None:
-    stored, client = Stored(), full.client
+def test_every_operation_of_every_dialect_on_a_full_volume(full: Full, stored: Stored) -> None:
+    client = full.client
     # None of them is evicted: they are what is used last, and nothing else is there.
     assert all(stored.put(client, dialect, f"before {dialect.name}", 3_000) for dialect in DIALECTS)
     assert stored.put_value(client, "before", "value")
@@ -144,9 +155,9 @@ def test_parts_that_are_complete_only_when_the_volume_is_full(full: Full) -> Non
 
 
 @BOTH
-def test_a_stop_on_a_full_volume_says_what_it_could_not_keep(full: Full) -> None:
+def test_a_stop_on_a_full_volume_says_what_it_could_not_keep(full: Full, stored: Stored) -> None:
     """Nothing of that was acknowledged; what was is there when there is room again."""
-    stored, client = Stored(), full.client
+    client = full.client
     for number in range(50):
         assert stored.put_value(client, f"id{number}", "value")
         assert stored.put(client, CCACHE, f"artifact{number}", 2_000)
@@ -167,8 +178,7 @@ def test_a_stop_on_a_full_volume_says_what_it_could_not_keep(full: Full) -> None
 
 
 @BOTH
-def test_a_start_on_a_full_volume(full: Full) -> None:
-    stored = Stored()
+def test_a_start_on_a_full_volume(full: Full, stored: Stored) -> None:
     for number in range(20):
         assert stored.put_value(full.client, f"id{number}", "value")
         assert stored.put(full.client, CCACHE, f"artifact{number}", 2_000)
@@ -214,8 +224,8 @@ def reader_of_another_process(path: Path) -> Iterator[None]:
             assert reader.wait(10) == 0
 
 
-def test_a_wal_that_a_forgotten_reader_lets_grow_until_the_volume_is_full(full: Full) -> None:
-    stored, client = Stored(), full.client
+def test_a_wal_that_a_forgotten_reader_lets_grow_until_the_volume_is_full(full: Full, stored: Stored) -> None:
+    client = full.client
     assert stored.put(client, CCACHE, "before", 3_000)
     database = full.root / "node" / "key_values.sqlite"
     with reader_of_another_process(database):
@@ -271,7 +281,7 @@ def test_a_migration_at_start_that_finds_no_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_volume_without_inodes(tmp_path: Path, workers: int) -> None:
+def test_a_volume_without_inodes(tmp_path: Path, stored: Stored, workers: int) -> None:
     """Blocks enough, but no file more: soft answers, and the oldest artifacts make room for new ones."""
     more = ("--workers", str(workers))
     with (
@@ -279,7 +289,6 @@ def test_a_volume_without_inodes(tmp_path: Path, workers: int) -> None:
         node_process(root / "node", {"DISK__EVICTION_INTERVAL_MS": "100"}, arguments=more) as node,
         Client(node.url) as client,
     ):
-        stored = Stored()
         for number in range(600):
             # In one directory: those are inodes, too, and stay longer.
             dialect = FREE_NAMES[number % len(FREE_NAMES)]
@@ -295,11 +304,10 @@ def test_a_volume_without_inodes(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_volume_that_becomes_read_only(tmp_path: Path, workers: int) -> None:
+def test_a_volume_that_becomes_read_only(tmp_path: Path, stored: Stored, workers: int) -> None:
     """As ext4 does at its first error: reads go on, writes are refused softly, and a check mends it."""
     more = ("--workers", str(workers))
     with small_volume("ext4", tmp_path, VOLUME_MB) as root:
-        stored = Stored()
         with node_process(root / "node", NO_MARGIN, arguments=more) as node, Client(node.url) as client:
             for dialect in DIALECTS:
                 assert stored.put(client, dialect, f"before {dialect.name}", 3_000)
@@ -333,10 +341,10 @@ def test_a_volume_that_becomes_read_only(tmp_path: Path, workers: int) -> None:
 
 @BOTH
 def test_fetching_from_the_bucket_to_a_full_volume(
-    tmp_path: Path, full: Full, s3_endpoint: S3Endpoint
+    tmp_path: Path, full: Full, stored: Stored, s3_endpoint: S3Endpoint
 ) -> None:
     """Right bytes or a miss; with room again they are kept."""
-    stored, environment = Stored(), settings(s3_endpoint)
+    environment = settings(s3_endpoint)
     with node_process(tmp_path / "writer", environment) as writer, Client(writer.url) as client:
         for dialect in DIALECTS:
             for size in (3_000, 1_500_000):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.campaign import Campaign
 from tests.support.locks import lock_of_another_process
 from tests.support.node_process import NodeProcess, node_process
 from tests.system.client import Answer, Client, eventually
@@ -53,7 +54,9 @@ class Asynchronously:
 # --- buffered -------------------------------------------------------------------------------------
 
 
-def test_buffered_writes_are_answered_while_the_database_is_locked(data_dir: Path) -> None:
+def test_buffered_writes_are_answered_while_the_database_is_locked(
+    data_dir: Path, campaign: Campaign
+) -> None:
     with node_process(data_dir, BUFFERED) as node, Client(node.url) as client:
         quiet = put_values(client, "quiet", 1)
         eventually(lambda: len(stored_values(data_dir)) == quiet, "all of the quiet run is committed")
@@ -71,10 +74,12 @@ def test_buffered_writes_are_answered_while_the_database_is_locked(data_dir: Pat
         eventually(lambda: len(stored_values(data_dir)) == quiet + locked, "everything is committed")
         expected = {f"quiet{n}": str(n) for n in range(quiet)} | {f"locked{n}": str(n) for n in range(locked)}
         assert stored_values(data_dir) == expected
+        campaign.checked("values committed", len(expected))
         assert client.metric("tuist_cache_sqlite_writer_pending_key_values") == 0
         assert client.metric("tuist_cache_sqlite_writer_pending_total") == 0
         assert node.stop() == 0
         assert not list(data_dir.glob("*.spill"))
+    campaign.ran()
 
 
 def test_without_a_lock_nothing_is_retried(data_dir: Path) -> None:
@@ -85,7 +90,9 @@ def test_without_a_lock_nothing_is_retried(data_dir: Path) -> None:
         assert node.stop() == 0
 
 
-def test_artifacts_are_stored_and_served_while_their_database_is_locked(data_dir: Path) -> None:
+def test_artifacts_are_stored_and_served_while_their_database_is_locked(
+    data_dir: Path, campaign: Campaign
+) -> None:
     with node_process(data_dir, BUFFERED) as node, Client(node.url) as client:
         with lock_of_another_process(data_dir / "node.sqlite"):
             for index in range(100):
@@ -96,6 +103,8 @@ def test_artifacts_are_stored_and_served_while_their_database_is_locked(data_dir
         eventually(lambda: len(stored_artifacts(data_dir)) == 100, "every row is committed")
         assert client.metric(RETRIES, buffer="cas_artifacts") > 0
         assert node.stop() == 0
+    campaign.ran()
+    campaign.checked("artifacts served under the lock", 100)
 
 
 # --- committed ------------------------------------------------------------------------------------
@@ -166,7 +175,15 @@ def is_served(database: str, client: Client) -> bool:
 
 
 @pytest.mark.parametrize("database", ["key_values.sqlite", "node.sqlite"])
-def test_what_a_lock_keeps_out_is_spilled_and_replayed(data_dir: Path, database: str) -> None:
+def test_what_a_lock_keeps_out_is_spilled_and_replayed(
+    data_dir: Path, campaign: Campaign, database: str
+) -> None:
+    for number in campaign.rounds(short=1, long=20):
+        spill_and_replay(data_dir / str(number), database)
+        campaign.checked("spills replayed")
+
+
+def spill_and_replay(data_dir: Path, database: str) -> None:
     stop_under_lock(data_dir, database)
     assert not written(database, data_dir)
     with node_process(data_dir) as node, Client(node.url) as client:
@@ -202,8 +219,13 @@ def test_a_start_under_the_lock_keeps_the_spill(data_dir: Path, database: str) -
         assert node.stop() == 0
 
 
-def test_a_spill_survives_a_kill_during_its_replay(data_dir: Path) -> None:
-    database = "key_values.sqlite"
+def test_a_spill_survives_a_kill_during_its_replay(data_dir: Path, campaign: Campaign) -> None:
+    for number in campaign.rounds(short=1, long=20):
+        kill_the_replay(data_dir / str(number), "key_values.sqlite")
+        campaign.checked("spills kept and replayed")
+
+
+def kill_the_replay(data_dir: Path, database: str) -> None:
     spill = stop_under_lock(data_dir, database)
     with lock_of_another_process(data_dir / database):
         node = NodeProcess(data_dir, {"BUFFERS__RETRY_MAX_ATTEMPTS": "1000"})
