@@ -132,7 +132,7 @@ def test_kill_of_several_workers(data_dir: Path, campaign: Campaign) -> None:
     load, empty_s = new_load(), start_of_an_empty_node(data_dir, WORKERS)
     for number in campaign.rounds(short=3, long=100):
         with node_process(data_dir, arguments=("--workers", str(WORKERS))) as node:
-            family, way = processes_of(node), campaign.random.choice(WAYS)
+            family, way = processes_of(node), WAYS[number % len(WAYS)]
             plan = f"{campaign.seed} {number}"
             load.run(node.url, plan, answers_before(campaign.random), partial(way, node))
             assert psutil.wait_procs(family[1:], timeout=60)[1] == []
