@@ -1,7 +1,7 @@
 """Traffic shaped like that of real build caches: closed loop for the most there is, open loop for latency.
 
-`python -m benchmarks.mixed`. With `--url` and `--dialect` it measures any other server on this machine,
-prints its figures and keeps no result.
+`python -m benchmarks.mixed`. With `--url` and `--dialect` it measures other servers on this machine, in turns
+with the node and nginx, prints the figures and keeps no result.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import dialects, form, report, servers, wrk
+from benchmarks import dialects, form, others, report, servers, wrk
 from benchmarks.form import Form
 from benchmarks.latencies import ratio, with_spread
 from benchmarks.load import workspace
@@ -25,7 +25,6 @@ from benchmarks.loading import (
     failed_share,
     load,
     must_succeed,
-    place_of,
 )
 from benchmarks.traffic import Mix, equal
 
@@ -109,7 +108,15 @@ GET_ANY = "request = function() return wrk.format(nil, paths[math.random(#paths)
 
 def most(rounds: Rounds) -> dict[str, Any]:
     """The table of the closed loop."""
-    head = ["server", "requests/s", "ratio to node", "MB/s", "CPU s per 1,000", "generator", "failed"]
+    head = [
+        "server",
+        "requests/s",
+        f"ratio to {next(iter(rounds))}",
+        "MB/s",
+        "CPU s per 1,000",
+        "generator",
+        "failed",
+    ]
     base = statistics.median(one["closed"]["rate"] for one in next(iter(rounds.values())))
     rows = []
     for name, many in rounds.items():
@@ -252,28 +259,33 @@ def measure_here(work: Form, mix: Mix) -> None:
 
 
 def measure_other(given: argparse.Namespace, work: Form, mix: Mix) -> None:
-    """Any other server. Nothing is kept: this project publishes figures of what it installs itself."""
-    headers = dict(line.split(":", 1) for line in given.header)
-    target = Target(given.url, place_of(given.url, given.dialect, headers), given.pid)
-    print(f"mixed: {given.url} is filled first", flush=True)
-    filled(target, mix)
-    rounds = measure_all([target], mix, work)
-    report.show([most(rounds), latency(rounds), by_kind(rounds)])
+    """Other servers, in turns with the node and nginx.
+
+    Nothing is kept: this project publishes figures of what it installs itself.
+    """
+    with (
+        workspace() as folder,
+        others.compared(given.others, folder, NODE_SETTINGS, alone=given.alone) as groups,
+    ):
+        targets = [target for group in groups.values() for target in group]
+        for target in targets:
+            print(f"mixed: {target.name} is filled first", flush=True)
+            filled(target, mix)
+        settle(work)
+        found = measure_all(targets, mix, work)
+    for group in groups.values():
+        rounds = {target.name: found[target.name] for target in group}
+        report.show([most(rounds), latency(rounds), *(by_kind({name: rounds[name]}) for name in rounds)])
 
 
 def main() -> None:
     """Reads the arguments, measures, writes."""
     parser = form.arguments("mixed")
-    parser.add_argument("--url", help="another server's base URL, as its build tool would be given it")
-    parser.add_argument("--dialect", choices=dialects.FOREIGN, help="how it is spoken to", default="static")
-    parser.add_argument(
-        "--header", action="append", default=[], help="'Name: value' for each request; may be repeated"
-    )
-    parser.add_argument("--pid", type=int, help="process of that server, to count its processor time")
+    others.add_arguments(parser)
     given = parser.parse_args()
     work = form.form_of(given, rounds=2, seconds=3, quick_seconds=0.25)
     mix = QUICK_MIX if given.quick else Mix()
-    if given.url:
+    if given.others:
         measure_other(given, work, mix)
     else:
         measure_here(work, mix)

@@ -120,22 +120,27 @@ such nodes:
 OTHER_SERVERS = """\
 ## Measuring another server
 
-Any server on the same machine that speaks one of the dialects can be measured with the same traffic:
+Any server on the same machine that speaks one of the dialects can be measured with the same traffic. A node
+and nginx are started beside it, and all are asked the same, in turns, in the same run:
 
 ```console
 $ .venv/bin/python -m benchmarks.mixed --url http://127.0.0.1:9999 --dialect bazel
 ```
 
 `--dialect` is one of `bazel`, `ccache`, `gradle`, `turborepo`, `nx`, `webdav`, `static` (GET and PUT of
-`/{name}`); the URL is the one a build tool would be given. `--header 'Authorization: Bearer TOKEN'` goes
-with every request, `--pid` adds that server's processor time. Only loopback addresses are taken. The server
-is filled first, and nothing is told until the first round is done (`--quick` is for a try); the figures are
-printed and not kept. To compare it with the node, measure the node the same way, one after the other and
-more than once:
+`/{name}`; the node is asked in `webdav` then); the URL is the one a build tool would be given.
+`--header 'Authorization: Bearer TOKEN'` goes with every request, `--pid` adds that server's processor time.
+All three belong to the `--url` before them, of which there may be several:
 
 ```console
-$ .venv/bin/python -m benchmarks.mixed --url http://127.0.0.1:4000/bazel/acme/app --dialect bazel
+$ .venv/bin/python -m benchmarks.mixed --url http://127.0.0.1:9999 --dialect bazel --pid 4711 \\
+    --url http://127.0.0.1:8888 --dialect ccache
 ```
+
+There is a set of tables for each dialect, for only who was asked the same can be compared. Only loopback
+addresses are taken. All servers are filled first, the node and nginx in a folder that is removed afterwards,
+and nothing is told until the first round is done (`--quick` is for a try, `--alone` leaves node and nginx
+out); the figures are printed and not kept.
 
 One benchmark alone: `.venv/bin/python -m benchmarks uploads`; what `make bench` has not finished:
 `.venv/bin/python -m benchmarks --resume`; only to see that everything runs: `make bench-quick`."""

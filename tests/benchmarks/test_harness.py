@@ -43,9 +43,15 @@ def test_the_mixed_benchmark_runs_and_makes_a_page(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_any_other_server_is_measured_by_its_url(tmp_path: Path) -> None:
+def test_other_servers_are_measured_by_their_urls_beside_the_node(tmp_path: Path) -> None:
+    require("nginx", "nginx-light")
     with node(tmp_path / "data") as server:
-        url = f"{server.url}/bazel/acme/app"
-        printed = run(tmp_path, "benchmarks.mixed", "--quick", "--url", url, "--dialect", "bazel")
-    (row,) = [line for line in printed.splitlines() if line.startswith(f"| {url} |")]
-    assert row.endswith("| 0.00% |")
+        urls = {dialect: f"{server.url}/{dialect}/acme/app" for dialect in ("bazel", "webdav")}
+        arguments = [f"--{a}" for dialect, url in urls.items() for a in (f"url={url}", f"dialect={dialect}")]
+        printed = run(tmp_path, "benchmarks.mixed", "--quick", *arguments)
+    rows = [line for line in printed.splitlines() if line.endswith("| 0.00% |")]
+    most = [row.split(" | ")[0] for row in rows if " % |" not in row]
+    assert most == [
+        f"| {name}, {dialect}" for dialect, url in urls.items() for name in ("node", "nginx", url)
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
