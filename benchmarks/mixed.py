@@ -9,7 +9,6 @@ import contextlib
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,10 @@ SHARES = (25, 50, 75, 90)
 """Percent of its own closed-loop rate at which each server is asked in the open loop."""
 TABLED = 50
 """The one whose latencies are shown for each kind of request."""
+COMMON = "one rate"
+"""The open loop in which all servers are asked at the same rate, by its name among the shares."""
+COMMON_SHARE = 50
+"""That rate, in percent of the most that the slowest of them can."""
 CLOSED_CONNECTIONS = 64
 OPEN_CONNECTIONS = 256
 WARMUP_S = 1.0
@@ -41,7 +44,7 @@ TINY = 4 << 10
 TINY_COUNT = 100
 
 Rounds = dict[str, list[dict[str, Figures]]]
-"""By target, in each round: `closed`, and the open loop by percent."""
+"""By target, in each round: `closed`, and the open loop by percent and at one rate for all."""
 
 
 def filled(target: Target, mix: Mix) -> None:
@@ -53,20 +56,25 @@ def measured(target: Target, mix: Mix, seed: str, work: Form) -> dict[str, Figur
     """One round of a target: how much it can, then its latencies at shares of that."""
     order = Order("closed", f"closed {seed}", CLOSED_CONNECTIONS, work.seconds, mix=mix)
     found = {"closed": load(target, order)}
-    reads = sum(
-        one["count"] for kind, one in found["closed"]["kinds"].items() if not kind.startswith("store")
-    )
-    looked_up = reads / found["closed"]["all"]["count"] * found["closed"]["rate"]
-    warmup = min(WARMUP_S, work.seconds / 4)
     for share in (TABLED,) if work.quick else SHARES:
         settle(work)
-        opened = Order(
-            "open", f"open {share} {seed}", OPEN_CONNECTIONS, work.seconds + warmup, warmup, mix=mix
-        )
-        found[str(share)] = load(target, replace(opened, rate=looked_up * share / 100))
-        found[str(share)]["asked"] = round(looked_up * share / 100, 1)
+        rate = look_ups(found["closed"]) * share / 100
+        found[str(share)] = opened(target, mix, f"{share} {seed}", rate, work)
     settle(work)
     return found
+
+
+def look_ups(closed: Figures) -> float:
+    """How many a second there were in a closed loop: writes follow misses, and are none."""
+    reads = sum(one["count"] for kind, one in closed["kinds"].items() if not kind.startswith("store"))
+    return float(reads / closed["all"]["count"] * closed["rate"])
+
+
+def opened(target: Target, mix: Mix, seed: str, rate: float, work: Form) -> Figures:
+    """An open loop."""
+    warmup = min(WARMUP_S, work.seconds / 4)
+    order = Order("open", f"open {seed}", OPEN_CONNECTIONS, work.seconds + warmup, warmup, rate, mix=mix)
+    return {**load(target, order), "asked": round(rate, 1)}
 
 
 def settle(work: Form) -> None:
@@ -82,6 +90,11 @@ def measure_all(targets: list[Target], mix: Mix, work: Form) -> Rounds:
         for target in targets:
             found[target.name].append(measured(target, mix, str(number), work))
             print(f"mixed: round {number + 1} of {work.rounds}, {target.name} done", flush=True)
+        # Of the first round in all of them: medians of different rates would mean nothing.
+        rate = min(look_ups(many[0]["closed"]) for many in found.values()) * COMMON_SHARE / 100
+        for target in targets:
+            found[target.name][-1][COMMON] = opened(target, mix, f"{COMMON} {number}", rate, work)
+            settle(work)
     return found
 
 
@@ -179,8 +192,34 @@ OPEN_NOTE = (
 
 
 def shares_of(many: Sequence[dict[str, Figures]]) -> list[str]:
-    """The open loops there were."""
-    return [name for name in many[0] if name != "closed"]
+    """The open loops at shares of what a server can."""
+    return [name for name in many[0] if name not in ("closed", COMMON)]
+
+
+def at_one_rate(rounds: Rounds) -> dict[str, Any]:
+    """The table of the open loop in which all are asked alike, with ratios to nginx where it is there."""
+    medians = {
+        name: {p: statistics.median(one[COMMON]["all"].get(p, 0) for one in many) for p in ("p50", "p99")}
+        for name, many in rounds.items()
+    }
+    nginx = next((found for name, found in medians.items() if name.startswith("nginx")), None)
+    head = ["server", "p50 ms", "to nginx", "p99 ms", "to nginx", "max", "late p99", "failed"]
+    rows = []
+    for name, many in rounds.items():
+        one = [each[COMMON] for each in many]
+        cells = []
+        for percent, value in medians[name].items():
+            spread = with_spread([each["all"].get(percent, 0) for each in one], 2)
+            cells += [spread, f"{ratio(value, nginx[percent]):.2f}" if nginx else "-"]
+        longest = max(each["all"].get("max", 0) for each in one)
+        late = statistics.median(each["late"].get("p99", 0) for each in one)
+        rows.append([name, *cells, f"{longest:,.0f}", f"{late:.2f}", f"{max(map(failed_share, one)):.2%}"])
+    asked = next(iter(rounds.values()))[0][COMMON]["asked"]
+    note = (
+        f"All are asked for {asked:,.0f} look-ups a second, {COMMON_SHARE} % of the most that the slowest of "
+        "the run could in its first round; open loop, the same arrivals for all."
+    )
+    return report.table("Latency at one rate for all: mixed traffic", head, rows, note)
 
 
 def by_kind(rounds: Rounds, share: str = str(TABLED)) -> dict[str, Any]:
@@ -217,7 +256,7 @@ def _latency_plot(rounds: Rounds, percent: str) -> dict[str, Any]:
 
 def save(rounds: Rounds, limit: dict[str, float], work: Form, mix: Mix) -> None:
     """Writes the result file and prints the tables."""
-    tables = [most(rounds), latency(rounds), by_kind(rounds)]
+    tables = [most(rounds), latency(rounds), at_one_rate(rounds), by_kind(rounds)]
     tables[0]["notes"].append(
         f"The generator's own limit: {limit['rate']:,.0f} GETs/s of {TINY >> 10} KiB from nginx in the same "
         f"run, busy {limit['load_share']:.0%} of the time (wrk: {limit['wrk']:,.0f}). `generator` is its "
@@ -275,7 +314,8 @@ def measure_other(given: argparse.Namespace, work: Form, mix: Mix) -> None:
         found = measure_all(targets, mix, work)
     for group in groups.values():
         rounds = {target.name: found[target.name] for target in group}
-        report.show([most(rounds), latency(rounds), *(by_kind({name: rounds[name]}) for name in rounds)])
+        kinds = [by_kind({name: rounds[name]}) for name in rounds]
+        report.show([most(rounds), latency(rounds), at_one_rate(rounds), *kinds])
 
 
 def main() -> None:

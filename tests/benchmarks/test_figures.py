@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from benchmarks import growth, memory, mixed, start
-from benchmarks.loading import cpu_s_per_thousand, failed_share
+from benchmarks.form import Form
+from benchmarks.loading import Order, Target, cpu_s_per_thousand, failed_share, place_of
+from benchmarks.traffic import Mix
 
 
 def figures(rate: float, p99: float, *, errors: int = 0, **more: Any) -> dict[str, Any]:
@@ -42,6 +44,42 @@ def test_the_most_is_a_median_with_a_spread_and_a_ratio_to_the_first_server() ->
 def test_latencies_are_medians_and_the_longest_of_all_rounds() -> None:
     table = mixed.latency({"node": rounds_of(100, 110, 120)})
     assert table["rows"] == [["node, 50 %", "55", "1.00", "2.00", "10.00", "30.00", "60", "0.50", "0.00%"]]
+
+
+def at(rate: float, *latencies: float) -> list[dict[str, Any]]:
+    return [{mixed.COMMON: figures(rate, p99, asked=rate)} for p99 in latencies]
+
+
+def test_at_one_rate_latencies_are_ratios_to_nginx() -> None:
+    table = mixed.at_one_rate({"node": at(40, 10, 30), "nginx, bazel": at(40, 5, 5)})
+    assert table["rows"] == [
+        ["node", "1.00 ±0%", "1.00", "20.00 ±50%", "4.00", "120", "0.50", "0.00%"],
+        ["nginx, bazel", "1.00 ±0%", "1.00", "5.00 ±0%", "1.00", "20", "0.50", "0.00%"],
+    ]
+    assert table["notes"][0].startswith("All are asked for 40 look-ups a second")
+    (row,) = mixed.at_one_rate({"node": at(40, 10)})["rows"]
+    assert row[2] == row[4] == "-"
+
+
+def test_the_one_rate_is_half_the_most_of_the_slowest_in_the_first_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = {"node": [300.0, 100.0], "nginx": [400.0, 400.0]}
+    asked: list[float] = []
+
+    def load(target: Target, order: Order) -> dict[str, Any]:
+        if order.what == "closed":
+            return figures(most[target.name][int(order.seed[-1])], 1)
+        if mixed.COMMON in order.seed:
+            asked.append(order.rate)
+        return figures(order.rate, 1)
+
+    monkeypatch.setattr(mixed, "load", load)
+    targets = [Target(name, place_of("http://127.0.0.1:1", "static")) for name in most]
+    rounds = mixed.measure_all(targets, Mix(), Form(quick=True, rounds=2, seconds=1, workers=(1,)))
+    # By the figures there are two look-ups to each answer; the second round of the node counts for nothing.
+    assert asked == [300, 300, 300, 300]
+    assert [mixed.shares_of(many) for many in rounds.values()] == [["50"], ["50"]]
 
 
 def test_kinds_are_shown_with_how_often_they_came() -> None:
