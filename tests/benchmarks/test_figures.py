@@ -99,6 +99,14 @@ def test_growth_is_the_last_quarter_against_the_second() -> None:
     assert course.growth() == pytest.approx(1.1)
 
 
+def test_what_a_million_events_leave_is_told_with_and_without_sqlite() -> None:
+    left = memory.Left([80, 160, 168], [0, 64, 64])
+    found = left.figures()
+    assert found == {"events_left": 2, "events_left_beside_sqlite": 1.2, "events_growth": 1.05}
+    (*_, table) = memory.tables([], {}, left)
+    assert [row[1:] for row in table["rows"]] == [["80", "160", "168"], ["0", "64", "64"]]
+
+
 def test_a_start_is_a_share_of_what_it_may_take() -> None:
     assert start.excess({0: [2.0], 5_000_000: [4.0]}) == 1
     assert start.excess({0: [2.0], 5_000_000: [2.0]}) == 0.5
