@@ -1,8 +1,9 @@
 """The service of artifacts without HTTP: what one store and one read cost, by size and concurrency.
 
 `python -m benchmarks.artifacts [--against SRC]`. Each round measures every code base in turn, each time in a
-process of its own; `--against` names the `src` folder of another checkout. CPU time is that of the whole
-process, threads included; a turn of the event loop is late by as much as something else held it.
+process of its own; `--against` names the `src` folder of another checkout, and keeps no result. CPU time is
+that of the whole process, threads included; a turn of the event loop is late by as much as something else
+held it.
 """
 
 import argparse
@@ -155,7 +156,7 @@ def _in_process(source: Path, seconds: float, only: str) -> dict[str, Cost]:
         "--only",
         only,
     ]
-    environment = os.environ | {"PYTHONPATH": f"{source}{os.pathsep}{Path.cwd()}"}
+    environment = os.environ | {"PYTHONPATH": f"{source}{os.pathsep}{report.ROOT}"}
     answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return {case: Cost(**cost) for case, cost in json.loads(answer).items()}
 
@@ -197,7 +198,7 @@ def main() -> None:
 
 
 def report_of(shape: Form, sources: dict[str, Path], only: str) -> None:
-    """Measures in turn, tells, and keeps the figures."""
+    """Measures in turn and tells; keeps the figures of all cases, of this code only."""
     rounds: dict[str, list[dict[str, Cost]]] = {name: [] for name in sources}
     for _ in range(shape.rounds):
         for name, source in sources.items():
@@ -210,12 +211,19 @@ def report_of(shape: Form, sources: dict[str, Path], only: str) -> None:
     if "other" in sources:
         head += ["CPU of the other / ours", "rate ours / the other's"]
     shown = [report.table("The service of artifacts without HTTP", head, _rows(medians))]
-    ours = {case: asdict(cost) for case, cost in medians["this"].items()}
-    parameters = shape.parameters(only=only)
-    report.write_result(
-        "artifacts", quick=shape.quick, parameters=parameters, figures={}, tables=shown, plots=[], rounds=ours
-    )
     report.show(shown)
+    if only or "other" in sources:
+        return
+    kept = [{case: asdict(cost) for case, cost in costs.items()} for costs in rounds["this"]]
+    report.write_result(
+        "artifacts",
+        quick=shape.quick,
+        parameters=shape.parameters(),
+        figures={},
+        tables=shown,
+        plots=[],
+        rounds=kept,
+    )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,10 @@ SECTIONS = {
     ),
     "artifacts": (
         "Artifacts without HTTP",
-        "What one store and one read of an artifact cost in the service below the HTTP layer.",
+        (
+            "What one store and one read of an artifact cost in the service below HTTP, by size and "
+            "by how many run at once. Processor time is that of the whole process, threads included."
+        ),
     ),
     "growth": (
         "Growth of the key values",

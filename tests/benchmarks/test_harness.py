@@ -57,3 +57,9 @@ def test_other_servers_are_measured_by_their_urls_beside_the_node(tmp_path: Path
         f"| {name}, {dialect}" for dialect, url in urls.items() for name in ("node", "nginx", url)
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_artifacts_are_measured_from_any_directory_and_only_whole_results_are_kept(tmp_path: Path) -> None:
+    printed = run(tmp_path, "benchmarks.artifacts", "--quick", "--only", "read 4k x1")
+    assert "| read 4k x16 |" in printed
+    assert list(tmp_path.iterdir()) == []

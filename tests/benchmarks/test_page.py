@@ -49,6 +49,12 @@ def test_every_goal_looks_at_a_benchmark_there_is() -> None:
     assert set(SECTIONS) == set(command.NEEDS)
 
 
+def test_every_benchmark_there_is_gets_run() -> None:
+    folder = Path(command.__file__).parent
+    programs = {path.stem for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    assert programs - {"__main__", "generator", "page"} == set(command.NEEDS)
+
+
 def test_the_page_has_a_section_for_each_result_in_the_order_of_sections() -> None:
     text = page.content({"start": result(), "mixed": result(plots=[plot()])}, "images")
     mixed, start = (text.index(f"## {SECTIONS[name][0]}") for name in ("mixed", "start"))
