@@ -41,7 +41,7 @@ format: .venv/.dev ## let ruff format and sort
 	$(VENV)/ruff format .
 	$(VENV)/ruff check --fix .
 
-bench: bench-peers ## measure against peers, 20 minutes, and renew docs/performance.md (BENCH='mixed growth' for some)
+bench: bench-peers ## measure against peers, half an hour, and renew docs/performance.md (BENCH='mixed growth' for some)
 	$(VENV)/python -m benchmarks $(BENCH)
 
 bench-quick: bench-peers ## see that every benchmark runs; measures nothing worth keeping

@@ -1,6 +1,6 @@
 """Memory of the node: over a long run of mixed traffic, with large uploads, and after a million events.
 
-`python -m benchmarks.memory`.
+`python -m benchmarks.memory`; `--seconds` sets the length of the long run.
 """
 
 import asyncio
@@ -40,6 +40,8 @@ MIX = Mix(small=4_000, modules=150)
 LOOK_UPS_PER_S = 250
 """Of the long run: some 20 modules a second are written, so that eviction has work too."""
 LIMIT = "1500MiB"
+LONG_RUN_S = 300
+"""Caches of bounded size take minutes to fill, and what never stops growing must have time to show."""
 SAMPLES = 120
 MIB = 1 << 20
 UPLOADS = {"8 x 2 MiB": (2 * MIB, 8), "8 x 32 MiB": (32 * MIB, 8)}
@@ -254,7 +256,7 @@ def main() -> None:
         with workspace() as folder:
             print(json.dumps(vars(uvloop.run(events(folder, given.events)))))
         return
-    work = form.form_of(given, rounds=1, seconds=45, quick_seconds=1)
+    work = form.form_of(given, rounds=1, seconds=LONG_RUN_S, quick_seconds=1)
     courses, uploads = [], {}
     for count in dict.fromkeys((work.workers[0], work.workers[-1])):
         with (
