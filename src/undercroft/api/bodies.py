@@ -89,8 +89,9 @@ class Body:
         except TimeoutError:
             self._request.body_over = True
             if left < self._read_timeout_s:
+                waited_s = self._waited_s + time.monotonic() - began
                 raise BodyTimeoutError(
-                    f"the body comes too slowly, {self._progress()} in {self._waited_s:.0f} s: send at least "
+                    f"the body comes too slowly, {self._progress()} in {waited_s:.0f} s: send at least "
                     f"{self._least_bytes_per_s:.0f} bytes a second"
                 ) from None
             raise BodyTimeoutError(

@@ -94,7 +94,8 @@ class Bufferable(Protocol[StateT, EventT]):
         """Writes the entries with ONE statement, in the writer's thread, or with few in one transaction.
 
         The caller may have begun one; a batch that comes alone has none. Idempotent: a spilled batch may be
-        written again. Raises what SQLite raises.
+        written again. It may have no entries, which asks whether there is something wrong with the statement
+        itself. Raises what SQLite raises.
         """
         ...
 
