@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from tests.support.locks import lock_of_another_connection
 from tests.support.same_words import Reply, SameWords, same_words
 from tests.support.served_node import ServedNode
+from tests.workers.clean_rig import until
 from undercroft.auth import tokens
 from undercroft.auth.tokens import revoke_token
 from undercroft.telemetry import events
@@ -136,8 +137,11 @@ async def test_a_late_commit_is_answered_as_in_full(open_node: OpenNode) -> None
     served = await open_node(buffers={"commit_timeout_ms": 50})
     async with putting(served) as ask:
         with lock_of_another_connection(served.folder / "key_values.sqlite", "EXCLUSIVE"):
+            await ask(put_of("aaa"))
+            await until(lambda: served.node.key_value_buffer.stalled)  # from here on the reason is told
             with capture_logs() as logs:
                 reply, in_full = await both_ways(served, ask, put_of("bbb"))
+            assert b"BusyError" in reply.body
             assert (reply.status, reply.body) == (503, in_full.content) == (in_full.status_code, reply.body)
             assert reply.headers["retry-after"] == in_full.headers["retry-after"] == "1"
             assert reply.headers.keys() == in_full.headers.keys()
