@@ -140,8 +140,9 @@ def _check_that_it_resolves(host: str) -> None:
     """Who has misspelt a name is not to be told how to do without protection. Raises ValueError."""
     try:
         socket.getaddrinfo(host, None)
-    except OSError as error:
-        raise ValueError(f"{error.strerror}: give an address of this machine, or a name for one") from error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "that is no name of a machine"
+        raise ValueError(f"{reason}: give an address of this machine, or a name for one") from error
 
 
 def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:

@@ -312,7 +312,7 @@ class UploadsSection(Section):
     read_timeout_ms: Count = Field(
         30_000,
         description="longest pause inside a body before 408 (ms); all together may take longer only as long "
-        "as 1,000 bytes/s come, and what was announced within an hour",
+        "as 1,000 bytes/s come, and an hour at most",
     )
 
 
@@ -383,7 +383,7 @@ class HttpSection(Section):
     )
     max_connections: Count = Field(
         8_192,
-        description="connections at once; beyond, those idle for longest are closed, then the slowest bodies "
+        description="connections at once; beyond, those idle for longest are closed, then slow bodies "
         "(per process)",
     )
 

@@ -122,7 +122,7 @@ class Jobs:
 
 
 async def to_its_end(work: "asyncio.Future[T]") -> T:
-    """What `work` answers or raises. Who is cancelled waits for its end all the same, and then is."""
+    """What `work` answers or raises. Who is cancelled waits for its end all the same, once."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -13,7 +13,13 @@ import pytest
 
 from tests.support.locks import lock_of_another_connection
 from undercroft.buffers import BufferSettings, UpsertTable, open_buffer
-from undercroft.errors import BufferFullError, ClosedError, CommitTimeoutError, RowRefusedError
+from undercroft.errors import (
+    BufferFullError,
+    ClosedError,
+    CommitTimeoutError,
+    DatabaseLockedError,
+    RowRefusedError,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,6 +198,26 @@ async def test_a_mistake_in_the_statement_is_told_when_it_is_opened(tmp_path: Pa
     table = UpsertTable("visits", Visit, "INSERT INTO nope VALUES (:entries)", key=lambda visit: visit.page)
     with pytest.raises(apsw.SQLError, match="no such table: nope"):
         async with open_buffer(tmp_path / "a.sqlite", table, create=CREATE):
+            pass
+
+
+async def test_to_open_changes_nothing(tmp_path: Path) -> None:
+    """Not even with a statement that has something to say of no entries."""
+    newest = "INSERT INTO visits SELECT 'newest', 'ann', max(value ->> 2) FROM json_each(:entries) WHERE true"
+    newest += " ON CONFLICT (page) DO UPDATE SET at = excluded.at"
+    table = UpsertTable("visits", Visit, newest, key=lambda visit: visit.page)
+    for _ in range(2):
+        async with open_buffer(tmp_path / "a.sqlite", table, create=CREATE) as buffer:
+            await buffer.committed(await buffer.enqueue(Visit("/", "ann", 7.0)))
+        async with open_buffer(tmp_path / "a.sqlite", table, create=CREATE) as buffer:
+            assert await buffer.read("SELECT at FROM visits") == [(7.0,)]
+
+
+async def test_a_database_that_is_locked_is_said_to_be(tmp_path: Path) -> None:
+    async with open_buffer(tmp_path / "a.sqlite", make_table(), create=CREATE):
+        pass
+    with lock_of_another_connection(tmp_path / "a.sqlite"), pytest.raises(DatabaseLockedError):
+        async with open_buffer(tmp_path / "a.sqlite", make_table()):
             pass
 
 

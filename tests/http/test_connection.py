@@ -504,28 +504,46 @@ async def test_where_none_is_idle_the_slowest_body_makes_way() -> None:
             await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\n" + begun)
         connections = rig.server._connections
         now = asyncio.get_running_loop().time
-        await until(lambda: sum(one.bytes_per_s(now()) is not None for one in connections) == 2)
+        await until(lambda: sum(one.slowness(now()) is not None for one in connections) == 2)
         async with rig.peer() as third:
             await third.send(GET)
             await third.answer()
-            with suppress(ConnectionError):
-                assert await slow.rest() == b""
+            assert await slow.answer() == b"PUT /c 1 0"  # as to a client that has left
+            assert await slow.rest() == b""
         await quick.send(b"6")
         assert await quick.answer() == b"PUT /c 123456 1"
 
 
-async def test_a_body_that_waits_for_the_application_makes_way_for_nobody() -> None:
+@pytest.mark.parametrize("begun", [b"\r\n12345", b"expect: 100-continue\r\n\r\n"])
+async def test_a_body_that_waits_for_the_application_makes_way_for_nobody(begun: bytes) -> None:
     go = asyncio.Event()
     async with serving(echo_after(go), max_connections=1, body_grace_s=0.0) as rig, rig.peer() as peer:
+        await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n" + begun)
+        await until(lambda: rig.server.busy)
+        await is_turned_away(rig)
+        go.set()
+        await peer.send(b"6" if begun.endswith(b"5") else b"123456")
+        if begun.startswith(b"expect"):
+            assert await peer.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert await peer.answer() == b"PUT /c 123456 1"
+
+
+async def test_a_body_that_comes_quickly_makes_way_for_nobody() -> None:
+    limits = {"max_connections": 1, "body_grace_s": 0.0, "slow_bytes_per_s": 0}
+    async with serving(echo, **limits) as rig, rig.peer() as peer:
         await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\n12345")
         await until(lambda: rig.server.busy)
-        async with rig.peer() as other:
-            await other.send(GET)
-            with suppress(ConnectionError):
-                assert await other.rest() == b""
+        await is_turned_away(rig)
         await peer.send(b"6")
-        go.set()
         assert await peer.answer() == b"PUT /c 123456 1"
+
+
+async def is_turned_away(rig: Rig) -> None:
+    """There is no room for another connection."""
+    async with rig.peer() as other:
+        await other.send(GET)
+        with suppress(ConnectionError):
+            assert await other.rest() == b""
 
 
 async def test_an_application_that_fails_ends_its_connection_only() -> None:

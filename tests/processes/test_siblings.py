@@ -158,7 +158,7 @@ async def test_an_answer_that_breaks_off_is_never_taken_for_whole(places: list[P
     asked = Asked()
     async with two(places, application) as (one, _):
         if begun:
-            with pytest.raises(SiblingError, match="died in the middle"):
+            with pytest.raises(SiblingError, match="broke off in the middle"):
                 await one.hand_on(1, SCOPE, asked.receive, asked.send)
         else:
             assert not await one.hand_on(1, SCOPE, asked.receive, asked.send)

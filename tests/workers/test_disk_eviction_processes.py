@@ -133,7 +133,7 @@ async def test_uploads_to_two_that_hold_each_other_up_do_not_both_fail(
     rigs: Rigs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has half of the room and waits for the rest. A run in three fails if both give up at once."""
-    monkeypatch.setattr(disk_eviction, "POLL_S", 0.3)
+    monkeypatch.setattr(disk_eviction, "POLL_S", 0.1)
     both_have_half = asyncio.Barrier(2)
 
     async def halves() -> AsyncIterator[bytes]:
@@ -143,7 +143,7 @@ async def test_uploads_to_two_that_hold_each_other_up_do_not_both_fail(
 
     async with AsyncExitStack() as stack, asyncio.timeout(20):
         for rig in rigs:
-            await stack.enter_async_context(working(eviction_of(rig, patience_ms=500)))
+            await stack.enter_async_context(working(eviction_of(rig, patience_ms=1_000)))
         results = await asyncio.gather(
             *(
                 rig.artifacts.store(key(n), halves(), declared_size=None, replace=False)

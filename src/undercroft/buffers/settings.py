@@ -34,7 +34,7 @@ class BufferSettings:
         """Raises ValueError, TypeError for what is no whole number, or too small."""
         for name, value in asdict(self).items():
             least = 1 if name.startswith("max_") else 0
-            if not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} = {value!r}: give a whole number")
             if value < least:
                 raise ValueError(f"{name} = {value}: give at least {least}")

@@ -11,6 +11,7 @@ from undercroft.buffers.bufferable import Bufferable
 from undercroft.buffers.settings import BufferSettings
 from undercroft.buffers.sqlite_buffer import SQLiteBuffer
 from undercroft.database import Database, transaction
+from undercroft.errors import DatabaseLockedError
 from undercroft.supervisor import Supervisor
 from undercroft.telemetry.events import Events
 
@@ -53,7 +54,10 @@ async def open_buffer(
     database = Database(path, None)
     database.open()
     try:
-        await database.write(lambda connection: _prepare(connection, create, table))
+        try:
+            await database.write(lambda connection: _prepare(connection, create, table))
+        except apsw.BusyError as error:
+            raise DatabaseLockedError(f"{path} is locked by another process: try again") from error
         # Two databases in a directory may have tables of the same name.
         buffer = OpenBuffer(
             table, database, telemetry or Events(), settings, stem=f"{path.name}.{table.buffer_name}"
@@ -72,9 +76,14 @@ async def open_buffer(
 
 
 def _prepare(connection: apsw.Connection, create: str, table: Bufferable[Any, Any]) -> None:
-    with transaction(connection):
-        if create:
+    if create:
+        with transaction(connection):
             connection.execute(create).fetchall()
-        # Of nothing: a mistake in a statement is told here, and not by rows that are never committed.
+    # Of nothing, and undone: a mistake in a statement is told here, and not by rows that are never committed.
+    connection.execute("BEGIN")
+    try:
         for operation in table.entry_types:
             table.write_batch(connection, operation, [])
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")

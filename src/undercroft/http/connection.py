@@ -37,7 +37,6 @@ class HttpConnection(WritingProtocol):
         """What has come, and waits for the requests before it."""
         self._receiving: Exchange | None = None
         """The request whose body is coming."""
-        self._receiving_since = 0.0
         self._queue: deque[Exchange | Begun] = deque()
         self._next: asyncio.Future[None] | None = None
         self._current: Exchange | Begun | None = None
@@ -209,7 +208,7 @@ class HttpConnection(WritingProtocol):
             return  # what was asked before is answered, this is not
         scope = scope_of(self._parser, self._target, self._headers, self._client)
         exchange = Exchange(self, scope, keep_alive=self._parser.should_keep_alive())
-        self._receiving, self._receiving_since = exchange, self._loop.time()
+        self._receiving = exchange
         self._queue.append(exchange)
         self._wake()
 
@@ -237,12 +236,19 @@ class HttpConnection(WritingProtocol):
         """Whether it is idle, and nobody has told it to end yet."""
         return not self._closing and self.is_idle
 
-    def bytes_per_s(self, now: float) -> float | None:
-        """Of the body that is coming; None if it is not the client that is waited for, or not for long."""
-        body, age = self._receiving, now - self._receiving_since
-        if body is None or body.pieces or self._closing or age < self._owner.limits.body_grace_s:
+    def slowness(self, now: float) -> float | None:
+        """Bytes per second of a body that comes too slowly to keep others out; None if none does."""
+        limits, body = self._owner.limits, self._receiving
+        if body is None or body is not self._current or self._closing:
             return None
-        return body.received / age
+        rate = body.bytes_per_s(now, limits.body_grace_s)
+        return rate if rate is not None and rate < limits.slow_bytes_per_s else None
+
+    def end_body(self) -> None:
+        """Reads no more of the body that comes, which is answered as one whose client has left."""
+        self.stop()
+        if self._receiving is not None:
+            self._receiving.lose()
 
     async def serve(self) -> None:
         """Answers requests in their order until the connection ends."""

@@ -101,6 +101,7 @@ class Exchange:
         "_http_10",
         "_left",
         "_waiter",
+        "_waits_since",
         "_wire",
         "answered",
         "body_bytes",
@@ -112,6 +113,7 @@ class Exchange:
         "received",
         "scope",
         "to_come",
+        "waited_s",
         "words",
     )
 
@@ -140,6 +142,7 @@ class Exchange:
         """Whether no more of it, or nobody who would read an answer, is there."""
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
+        self._waits_since = self.waited_s = 0.0
         self._head: bytes | None = None
         self._chunked = self._bodiless = False
         self._left: int | None = None
@@ -191,18 +194,28 @@ class Exchange:
     def _is_here(self) -> bool:
         return bool(self.pieces) or self.lost or (self.complete and not self._ended)
 
+    def bytes_per_s(self, now: float, grace_s: float) -> float | None:
+        """How quickly the body comes, in the time that the application waits for it.
+
+        None if it does not wait now, or did not for so long in all: then it is not the client's turn.
+        """
+        waited_s = self.waited_s + now - self._waits_since
+        return None if self._waiter is None or waited_s <= grace_s else self.received / waited_s
+
     async def receive(self) -> Event:
         """The next of the body, then `http.disconnect` when the client has gone."""
         if self.expects_continue:
             self.expects_continue = False
             if not self.complete and not self.pieces and self._head is None:
                 self._wire.write(CONTINUE)
+        loop = asyncio.get_running_loop()
         while not self._is_here():
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter, self._waits_since = loop.create_future(), loop.time()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+                self.waited_s += loop.time() - self._waits_since
         if self._ended or (self.lost and not self.complete):
             return {"type": "http.disconnect"}
         body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)

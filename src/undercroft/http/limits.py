@@ -19,8 +19,10 @@ BODY_BYTES = 256 << 10
 # Parsed at once, beside the rest of a body of known length.
 SLICE_BYTES = 8 << 10
 
-# With all connections taken, a body that has been coming for so long makes way, the slowest first.
+# With all connections taken, a body that was waited for so long in all makes way if it comes more slowly than
+# this, the slowest first. Whoever is quicker keeps their connection: another would take it in its turn.
 BODY_GRACE_S = 5.0
+SLOW_BYTES_PER_S = 10_000
 
 # Of an answer that waits for the client to read. Above it the application waits.
 ANSWER_BYTES = 256 << 10
@@ -43,5 +45,6 @@ class Limits:
     idle_s: float = IDLE_S
     headers_s: float = HEADERS_S
     body_grace_s: float = BODY_GRACE_S
+    slow_bytes_per_s: float = SLOW_BYTES_PER_S
     linger_s: float = LINGER_S
     sweep_s: float = SWEEP_S

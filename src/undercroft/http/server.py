@@ -6,12 +6,16 @@ import socket
 from email.utils import formatdate
 from operator import itemgetter
 
+import structlog
+
 from undercroft.errors import ListenError
 from undercroft.http.connection import HttpConnection
 from undercroft.http.exchange import Application, Pieces
 from undercroft.http.limits import Limits
 from undercroft.http.repeats import Repeats
 from undercroft.http.writing import WritingProtocol
+
+log = structlog.get_logger(__name__)
 
 # Connections the kernel keeps for us until they are accepted.
 BACKLOG = 1_024
@@ -25,7 +29,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of names that no name server could know
         raise _listen_error(host, port, error) from error
     try:
         # Not SO_REUSEPORT: a second node on the same port must fail, not take half of the requests.
@@ -41,7 +45,9 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _listen_error(host: str, port: int, error: OSError) -> ListenError:
+def _listen_error(host: str, port: int, error: OSError | UnicodeError) -> ListenError:
+    if isinstance(error, UnicodeError):
+        return ListenError(f"cannot listen on {host}:{port}: that is no name of a machine")
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         advice = "; give an address of this machine, or a name for one"
     elif error.errno == errno.EADDRINUSE:
@@ -137,18 +143,18 @@ class HttpServer:
             connection.stop()
 
     def _make_way(self, newest: HttpConnection) -> None:
-        """Ends the connection that was idle for longest, or whose body comes slowest, or else the newest."""
+        """Ends the connection that was idle for longest, or one whose body is slow, or else the newest."""
         if idle := [one for one in self._connections if one.may_make_way]:
             min(idle, key=lambda one: one.waits_since).stop()
             return
         now = asyncio.get_running_loop().time()
-        slow = [(rate, one) for one in self._connections if (rate := one.bytes_per_s(now)) is not None]
+        slow = [(rate, one) for one in self._connections if (rate := one.slowness(now)) is not None]
         if not slow:
             newest.stop()
             return
-        _, slowest = min(slow, key=itemgetter(0))
-        slowest.stop()
-        slowest.cancel()
+        rate, slowest = min(slow, key=itemgetter(0))
+        log.info("slow_body_ended", bytes_per_s=round(rate, 1), connections=len(self._connections))
+        slowest.end_body()
 
     def closed(self, connection: HttpConnection) -> None:
         """See `Owner`."""

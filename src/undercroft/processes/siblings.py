@@ -178,7 +178,7 @@ class Siblings:
     async def hand_on(self, worker: int, scope: Scope, receive: Receive, send: Send) -> bool:
         """Lets a sibling answer a request; False if it did not begin to.
 
-        Raises `SiblingError` when it dies in the middle of the answer.
+        Raises `SiblingError` when it breaks off in the middle of the answer.
         """
         try:
             reader, writer = await asyncio.open_unix_connection(self._path(worker), limit=READ_BYTES)
@@ -236,7 +236,7 @@ async def _relay(reader: asyncio.StreamReader, send: Send) -> bool:
             complete = frame.kind is Kind.LAST_PIECE
             await send({"type": "http.response.body", "body": frame.data, "more_body": not complete})
     if begun and not complete:
-        raise SiblingError("the worker that answers died in the middle of its answer")
+        raise SiblingError("the worker that answers broke off in the middle of its answer")
     return begun
 
 

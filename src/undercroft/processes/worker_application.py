@@ -47,10 +47,14 @@ class WorkerApplication(Application):
     ) -> None:
         try:
             begun = await siblings.hand_on(owner, scope, receive, send)
-        except SiblingError as died:
+        except SiblingError as broken:
             # The client sees a connection that ends too soon; nobody else would tell of it.
             log.warning(
-                "answer_broke_off", worker=owner, method=scope["method"], path=scope["path"], error=str(died)
+                "answer_broke_off",
+                worker=owner,
+                method=scope["method"],
+                path=scope["path"],
+                error=str(broken),
             )
             raise
         if not begun:

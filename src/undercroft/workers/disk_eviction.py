@@ -166,7 +166,7 @@ class DiskEviction:
         self._target_percent = target_percent
         self._interval_s = interval_ms / 1_000
         # Not all workers at once: with what one of them gives back the next gets by.
-        self._patience_s = patience_ms / 1_000 * (1 + capacity.books.worker / 4)
+        self._patience_s = patience_ms / 1_000 * (1 + capacity.books.worker % 4 / 4)
         self._commit_timeout_s = commit_timeout_ms / 1_000
         self._line = WaitingLine()
         self._draining = False
