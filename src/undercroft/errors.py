@@ -23,6 +23,15 @@ class DataDirectoryError(UndercroftError):
     """The data directory cannot be used as it is."""
 
 
+def unusable_directory(path: object, error: OSError) -> DataDirectoryError:
+    """What to say when the system refuses something below the data directory."""
+    in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+    return DataDirectoryError(
+        f"cannot use {error.filename or path}: {'it is no directory' if in_the_way else error.strerror}; "
+        "choose another data directory or mend its permissions"
+    )
+
+
 class ListenError(UndercroftError):
     """The address cannot be listened on."""
 

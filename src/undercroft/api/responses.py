@@ -10,6 +10,7 @@ import msgspec
 from undercroft.api.request import Request
 from undercroft.http.repeats import Answer, Head
 from undercroft.storage.open_artifact import OpenArtifact
+from undercroft.supervisor import to_its_end
 
 # A file of at most this size is sent as one body; of a larger one this much is in memory at a time.
 CHUNK_BYTES = 1 << 20
@@ -274,12 +275,8 @@ async def _read_in_thread(descriptor: int, offset: int, size: int) -> bytes:
     Who is cancelled waits for it all the same: the descriptor is closed next, and the thread would read
     from whichever file gets its number.
     """
-    job = asyncio.get_running_loop().run_in_executor(None, os.pread, descriptor, size, offset)
-    try:
-        return await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.wait([job])
-        raise
+    loop = asyncio.get_running_loop()
+    return await to_its_end(loop.run_in_executor(None, os.pread, descriptor, size, offset))
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:

@@ -9,7 +9,14 @@ from undercroft.buffers.settings import BufferSettings
 from undercroft.buffers.sqlite_buffer import SQLiteBuffer, Ticket
 from undercroft.buffers.standalone import OpenBuffer, open_buffer
 from undercroft.buffers.upsert_table import UpsertTable
-from undercroft.errors import BufferFullError, ClosedError, CommitTimeoutError, RowRefusedError
+from undercroft.errors import (
+    BufferFullError,
+    ClosedError,
+    CommitTimeoutError,
+    DatabaseLockedError,
+    DataDirectoryError,
+    RowRefusedError,
+)
 
 __all__ = [
     "Batch",
@@ -18,6 +25,8 @@ __all__ = [
     "Bufferable",
     "ClosedError",
     "CommitTimeoutError",
+    "DataDirectoryError",
+    "DatabaseLockedError",
     "OpenBuffer",
     "QueueStats",
     "RowRefusedError",

@@ -6,7 +6,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from undercroft.errors import DataDirectoryError
+from undercroft.errors import unusable_directory
 
 
 class ParentDirectory:
@@ -35,10 +35,7 @@ class ParentDirectory:
             finally:
                 os.close(turn)
         except OSError as error:
-            raise DataDirectoryError(
-                f"cannot use {error.filename or self._above}: {error.strerror}; "
-                "choose another data directory or mend its permissions"
-            ) from error
+            raise unusable_directory(self._above, error) from error
 
     def close(self) -> None:
         """Removes it. Idempotent."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from undercroft.durable import sync_directory
-from undercroft.errors import ClosedError, DataDirectoryError
+from undercroft.errors import ClosedError, DataDirectoryError, unusable_directory
 from undercroft.storage.boot import boot_id
 from undercroft.storage.label import Label, boot_mark, label_of, takes_labels, write_label
 from undercroft.storage.layout import artifact_path
@@ -119,12 +119,7 @@ class Disk:
                 directory.mkdir(parents=True, exist_ok=True)
             self._claim()
         except OSError as error:
-            in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
-            raise DataDirectoryError(
-                f"cannot use {error.filename or self.artifacts}: "
-                f"{'it is no directory' if in_the_way else error.strerror}; "
-                "choose another data directory or mend its permissions"
-            ) from error
+            raise unusable_directory(self.artifacts, error) from error
 
     def _claim(self) -> None:
         # One process at a time: a directory that is made and not locked yet looks abandoned.
