@@ -16,6 +16,7 @@ from undercroft.workers.disk_eviction import DiskEviction
 from undercroft.workers.key_value_eviction import KeyValueEviction
 from undercroft.workers.maintenance import Maintenance
 from undercroft.workers.reconcile import Reconcile
+from undercroft.workers.spare_memory import SpareMemory
 from undercroft.workers.turn import Turn
 
 
@@ -55,6 +56,7 @@ class BackgroundWork:
             interval_ms=settings.key_values.eviction_interval_ms,
         )
         self._maintenance = Maintenance(self._databases, telemetry, settings.maintenance.interval_ms)
+        self._spare_memory = SpareMemory(self._databases, telemetry)
         self.clean_project = CleanProject(parts._replace(in_work=self._in_work_under), telemetry)
         self.reconcile = Reconcile(
             parts.artifacts,
@@ -91,6 +93,8 @@ class BackgroundWork:
         # In every process: an upload without room waits for it.
         supervisor.start_background("disk eviction", self.disk_eviction.run())
         supervisor.start_background("clean requests", self.clean_project.follow())
+        # And memory is a process's own.
+        supervisor.start_background("spare memory", self._spare_memory.run())
         for name, worker in (
             ("transfers", self._transfers),
             ("key value eviction", self._key_value_eviction),

@@ -102,7 +102,7 @@ def test_growth_is_the_last_quarter_against_the_second() -> None:
 def test_what_a_million_events_leave_is_told_with_and_without_sqlite() -> None:
     left = memory.Left([80, 160, 168], [0, 64, 64])
     found = left.figures()
-    assert found == {"events_left": 2, "events_left_beside_sqlite": 1.2, "events_growth": 1.05}
+    assert found == {"events_left": 2, "events_growth": 1.05}
     (*_, table) = memory.tables([], {}, left)
     assert [row[1:] for row in table["rows"]] == [["80", "160", "168"], ["0", "64", "64"]]
 

@@ -1,6 +1,7 @@
 """`undercroft serve`: runs the node until a signal."""
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -108,6 +109,8 @@ async def _run(settings: Settings, place: Place | None = None) -> Crash | None:
     if place is not None:
         loop.add_reader(place.lifeline, _on_end_of_line, place.lifeline, node)
     async with running(node):
+        # What there is now stays to the end. Full collections (workers/spare_memory.py) need not look at it.
+        gc.freeze()
         crash = await node.supervisor.finished()
     log.info("stopped")
     return crash or node.failed_drain

@@ -157,6 +157,14 @@ def optimize(connection: apsw.Connection) -> None:
     connection.execute("PRAGMA optimize(0x10002)").fetchall()
 
 
+def release_pages(connection: apsw.Connection) -> None:
+    """Frees what the connection has cached (https://sqlite.org/pragma.html#pragma_shrink_memory).
+
+    It reads what it needs again, from the memory of the kernel as long as that has it.
+    """
+    connection.execute("PRAGMA shrink_memory").fetchall()
+
+
 def integrity_problems(path: Path, schema: Schema, on_progress: Callable[[float], None]) -> list[str]:
     """Everything SQLite finds wrong in a database, at most `MAX_PROBLEMS`; empty if it is sound.
 
