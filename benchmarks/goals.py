@@ -158,8 +158,8 @@ GOALS = (
         "<=",
         1.1,
         "x",
-        "a quiet ten seconds after a burst page caches, Python's free lists and the holes of the heap are given "
-        "back: docs/decisions/0023-memory-after-bursts.md; what stays lies between objects that live on",
+        "what is given back after a burst (docs/decisions/0023-memory-after-bursts.md) is not all: some lies "
+        "between objects that live on",
     ),
     Goal(
         "memory",
