@@ -163,7 +163,7 @@ async def events(folder: Path, count: int) -> Left:
             for row in range(start, start + 1_000):
                 await buffer.enqueue(KeyValueWrite(f"keyvalue:acme:app:{number}-{row:056x}", PAYLOAD))
         await buffer.flush()
-        # As the node does when ten seconds have passed without a burst.
+        # As the node does when a minute has passed without a burst.
         await spare.give_back()
         found.note()
     await buffer.close()
@@ -224,7 +224,7 @@ UPLOAD_NOTE = (
 )
 EVENT_NOTE = (
     f"{EVENTS:,} key values at a time, enqueued faster than they can be committed, in a process that has "
-    "nothing but a buffer; memory is given back as by a node after a quiet ten seconds."
+    "nothing but a buffer; memory is given back as by a node after a calm minute."
 )
 
 

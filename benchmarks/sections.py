@@ -78,7 +78,7 @@ SECTIONS = {
             "of mixed traffic in an open loop; what a million events leave behind; what large uploads "
             "take. While they are written a million events take more than what waits: the rows go through "
             "the page cache of the connection that writes, which has at most 64 MiB (`cache_size`). When "
-            "ten seconds have passed without a burst the node gives that back, and what allocators have "
+            "a minute has passed without a burst the node gives that back, and what allocators have "
             "kept ([how](decisions/0023-memory-after-bursts.md)); it is then that memory is looked at. The "
             "node has four connections to each of its two databases in each process, and those that read "
             "fill their caches with what they are asked for. Databases are not mapped (`mmap_size` is 0)."

@@ -91,20 +91,20 @@ async def test_a_trickle_leaves_page_caches_alone_and_so_does_what_follows_a_giv
     assert await database.read(cached) == again
 
 
-async def test_a_database_that_takes_nothing_is_asked_again(
+async def test_a_full_disk_is_no_reason_to_keep_memory_and_nobody_evicts_for_it(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     telemetry = Events()
     memory = SpareMemory([database], telemetry)
+    asked_for_room: list[None] = []
+    database.on_full = lambda: asked_for_room.append(None)
     committed(telemetry, BURST_ROWS)
     await memory.look()
     with monkeypatch.context() as full:
         full.setattr(database, "_is_wal_too_large", lambda: True)
         await memory.look()
-    assert await database.write(cached) > 4_000_000
-
-    await memory.look()
     assert max(await cached_by(database)) < 100_000
+    assert not asked_for_room
 
 
 async def test_the_worker_ends_when_the_databases_are_closed(
@@ -133,8 +133,8 @@ async def test_rows_that_a_buffer_commits_are_counted(database: Database) -> Non
 
 @pytest.mark.system
 def test_a_process_is_about_as_small_as_before_a_burst() -> None:
-    # 150,000 key values of 490 bytes take 40 MiB while they wait, and leave 45 MiB without the giving back.
-    command = [sys.executable, "-m", "benchmarks.memory", "--events", "150000"]
+    # Key values of 490 bytes. Without one of the three steps 1.4 times as much is left, or more.
+    command = [sys.executable, "-m", "benchmarks.memory", "--events", "300000"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=300)
     before, *after = json.loads(done.stdout)["resident"]
     assert len(after) == 3

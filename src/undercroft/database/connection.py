@@ -21,6 +21,7 @@ from undercroft.database.upkeep import (
     DiskSize,
     copy_wal,
     has_room_to_copy,
+    release_pages,
     size_on_disk,
     truncate_wal,
     wal_path,
@@ -296,6 +297,11 @@ class Database:
     def size_on_disk(self) -> DiskSize:
         """Bytes of the file and of its WAL. Raises OSError."""
         return size_on_disk(self.path)
+
+    async def release_pages(self) -> None:
+        """Frees what writer and reader have cached; the point reader keeps it: that is what clients ask for."""
+        for thread in (self._writer, self._reader):
+            await thread.run(release_pages)
 
     async def relieve_wal(self) -> None:
         """Returns when a WAL that has grown is copied, but for what others commit meanwhile.

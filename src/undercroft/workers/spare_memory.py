@@ -5,18 +5,16 @@ import ctypes
 import gc
 from collections.abc import Sequence
 
-import apsw
-
 from undercroft.database import Database
-from undercroft.database.upkeep import release_pages
 from undercroft.errors import ClosedError
 from undercroft.telemetry import events
 from undercroft.telemetry.events import Events, Measurements, Metadata
 
-LOOK_S = 10.0
+# A whole minute must have been calm: where load comes and goes this is done every other minute at most.
+LOOK_S = 60.0
 
-# Rows committed from one look to the next: a thousand a second. What fewer leave behind is not worth a pause,
-# and a node that is kept this busy would fill its page cache again at once.
+# Rows committed from one look to the next. What fewer leave behind is not worth a pause, and a node that is
+# kept this busy would fill its page cache again at once.
 BURST_ROWS = 10_000
 
 
@@ -33,7 +31,7 @@ class SpareMemory:
         self._rows += int(measurements["batch_size"])
 
     async def run(self) -> None:
-        """Looks every ten seconds until it is cancelled, or the databases are closed."""
+        """Looks every minute until it is cancelled, or the databases are closed."""
         while True:
             await asyncio.sleep(LOOK_S)
             try:
@@ -42,39 +40,32 @@ class SpareMemory:
                 return
 
     async def look(self) -> None:
-        """Gives memory back at the first look since which no burst went on. Raises `ClosedError`."""
+        """Gives memory back when the time since the last look was calm, and some before it was not.
+
+        Raises `ClosedError`.
+        """
         rows, self._rows = self._rows, 0
         if rows >= BURST_ROWS:
             self._after_burst = True
         elif self._after_burst:
-            # A database that takes nothing now (a full disk) is asked again at the next look.
-            self._after_burst = not await self.give_back()
+            self._after_burst = False
+            await self.give_back()
 
-    async def give_back(self) -> bool:
-        """Frees what nobody needs; answers whether every database did. Raises `ClosedError`.
+    async def give_back(self) -> None:
+        """Frees what nobody needs. Raises `ClosedError`.
 
         The order matters: pages and free lists become holes in the heap, which is cut and punched last.
         """
-        outcomes = [await _released(database) for database in self._databases]
+        for database in self._databases:
+            await database.release_pages()
         # Not for garbage, of which there is next to none: only a full collection empties Python's free lists,
         # and a few tuples of them here and there keep most of the memory that freed rows had.
         gc.collect()
         await asyncio.to_thread(_trim_heap)
-        return all(outcomes)
-
-
-async def _released(database: Database) -> bool:
-    # Not of the reader for point queries: what it knows is what clients ask for.
-    try:
-        await database.write(release_pages)
-        await database.read(release_pages)
-    except apsw.Error:
-        return False
-    return True
 
 
 def _trim_heap() -> None:
     # Of glibc (man 3 malloc_trim); others give memory back on their own, or cannot.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
-        trim(0)
+        trim(ctypes.c_size_t(0))
