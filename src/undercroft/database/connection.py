@@ -299,7 +299,7 @@ class Database:
         return size_on_disk(self.path)
 
     async def release_pages(self) -> None:
-        """Frees what writer and reader have cached; the point reader keeps it: that is what clients ask for."""
+        """Frees what writer and reader have cached; the point reader keeps what clients ask for."""
         for thread in (self._writer, self._reader):
             await thread.run(release_pages)
 
