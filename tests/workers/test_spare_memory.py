@@ -133,7 +133,7 @@ async def test_rows_that_a_buffer_commits_are_counted(database: Database) -> Non
 
 @pytest.mark.system
 def test_a_process_is_about_as_small_as_before_a_burst() -> None:
-    # Key values of 490 bytes. Without one of the three steps 1.4 times as much is left, or more.
+    # Key values of 490 bytes. Without one of the three steps a third more is left, or much more.
     command = [sys.executable, "-m", "benchmarks.memory", "--events", "300000"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=300)
     before, *after = json.loads(done.stdout)["resident"]
