@@ -1,5 +1,6 @@
 """Memory goes back after a burst of writes, not during one, and not for a trickle."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -115,7 +116,8 @@ async def test_the_worker_ends_when_the_databases_are_closed(
     memory = SpareMemory([database], telemetry)
     committed(telemetry, BURST_ROWS)
     await database.close()
-    await memory.run()
+    async with asyncio.timeout(20):
+        await memory.run()
 
 
 async def test_rows_that_a_buffer_commits_are_counted(database: Database) -> None:
