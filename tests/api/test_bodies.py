@@ -11,6 +11,7 @@ from undercroft.api import bodies
 from undercroft.api.bodies import Body, discard_rest
 from undercroft.api.request import Request
 from undercroft.errors import BodyTimeoutError, IncompleteBodyError, TooLargeError
+from undercroft.http.exchange import TOO_SLOW
 
 GONE = {"type": "http.disconnect"}
 
@@ -62,6 +63,13 @@ async def test_no_body_asks_for_nothing() -> None:
 async def test_short_body(last: MutableMapping[str, Any]) -> None:
     client = Client(piece(b"12"), last, length=5)
     with pytest.raises(IncompleteBodyError, match="2 of 5"):
+        await client.body().whole()
+    assert client.request.body_over
+
+
+async def test_a_body_whose_connection_others_need_came_too_slowly() -> None:
+    client = Client(piece(b"12"), GONE | {TOO_SLOW: True}, length=5)
+    with pytest.raises(BodyTimeoutError, match="too slowly, 2 of 5 bytes so far, and all connections"):
         await client.body().whole()
     assert client.request.body_over
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undercroft.http.exchange import PIECE_BYTES, Application, Exchange
+from undercroft.http.exchange import PIECE_BYTES, TOO_SLOW, Application, Exchange
 from undercroft.http.limits import BODY_BYTES, SLICE_BYTES, Limits
 from undercroft.http.server import HttpServer, bind
 
@@ -21,16 +21,16 @@ LARGE = 1 << 20
 Scope = dict[str, Any]
 
 
-async def read_all(receive: Callable[[], Awaitable[Any]]) -> tuple[bytes, bool]:
-    """The body, and whether it came to its end."""
+async def read_all(receive: Callable[[], Awaitable[Any]]) -> tuple[bytes, int]:
+    """The body, and how it ended: 1 whole, 0 because the client left, -1 as it came too slowly."""
     body = b""
     while True:
         event = await receive()
         if event["type"] != "http.request":
-            return body, False
+            return body, -1 if event[TOO_SLOW] else 0
         body += event["body"]
         if not event["more_body"]:
-            return body, True
+            return body, 1
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -508,7 +508,7 @@ async def test_where_none_is_idle_the_slowest_body_makes_way() -> None:
         async with rig.peer() as third:
             await third.send(GET)
             await third.answer()
-            assert await slow.answer() == b"PUT /c 1 0"  # as to a client that has left
+            assert await slow.answer() == b"PUT /c 1 -1"
             assert await slow.rest() == b""
         await quick.send(b"6")
         assert await quick.answer() == b"PUT /c 123456 1"

@@ -1,6 +1,7 @@
 """Clients that are slow, rude, broken, or many: everybody else is served, and what they took comes back."""
 
 import random
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -356,4 +357,48 @@ def test_bodies_that_trickle_are_ended(data_dir: Path, workers: int) -> None:
         with Client(node.url) as client:
             for number in range(5):  # all the room there is
                 assert client.request("PUT", f"/ccache/acme/app/whole{number}", bytes(large)).status == 201
+        assert node.stop() == 0
+
+
+def test_a_body_that_is_slow_makes_way_where_all_connections_are_taken(data_dir: Path) -> None:
+    with node_process(data_dir, {"HTTP__MAX_CONNECTIONS": "3"}) as node, ExitStack() as stack:
+        target = Target(node, random.Random(1))
+        slow = [stack.enter_context(target.connect()) for _ in range(3)]
+        for number, one in enumerate(slow):
+            one.sendall(put(f"/ccache/acme/app/slow{number}", b"x", 100_000))
+
+        def is_served() -> bool:
+            with target.connect() as other, suppress(ConnectionError):
+                other.sendall(get("/up"))
+                return other.recv(len(b"HTTP/1.1 200")) == b"HTTP/1.1 200"
+            return False
+
+        eventually(is_served, "a slow body makes way for who comes")
+        (ended,) = select.select(slow, [], [], 0)[0]
+        status, body = answer(ended)
+        assert (status, b"others need this one" in body) == (408, True)
+        assert node.stop() == 0
+
+
+def test_headers_that_trickle_are_ended(data_dir: Path, campaign: Campaign) -> None:
+    """A client has 30 s for them, in which a byte comes now and then."""
+    campaign.is_for_the_long_form()
+    with node_process(data_dir) as node, ExitStack() as stack:
+        target = Target(node, campaign.random)
+        slow = [stack.enter_context(target.connect()) for _ in range(SLOW)]
+        for one in slow:
+            one.sendall(b"GET /up HTTP/1.1\r\nx: ")
+            one.setblocking(False)
+        said: dict[socket.socket, bytes] = {}
+
+        def all_ended() -> bool:
+            for one in slow:
+                if one not in said and (last := trickle(one)) is not None:
+                    said[one] = last
+            return len(said) == len(slow)
+
+        eventually(all_ended, "the node ends every connection", timeout_s=60)
+        for last in said.values():
+            assert last.startswith(b"HTTP/1.1 408 "), last
+        campaign.checked("answers", len(said))
         assert node.stop() == 0

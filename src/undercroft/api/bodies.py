@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from undercroft.api.request import Event, Request
 from undercroft.errors import BodyTimeoutError, IncompleteBodyError, TooLargeError, UndercroftError
+from undercroft.http.exchange import TOO_SLOW
 
 # What is read of a body nobody wants, so that the client sees its answer. More is cut off.
 DISCARD_BYTES = 128 << 20
@@ -24,9 +25,9 @@ class Body:
     """The body of a request, to be read once.
 
     `declared` is Content-Length in bytes, 0 without a body, None for a chunked one. The constructor
-    raises `TooLargeError` if it is over `max_bytes`; reading raises it too, and `BodyTimeoutError`
-    after a pause of `read_timeout_ms` or when it comes too slowly, and `IncompleteBodyError` if
-    the client goes away.
+    raises `TooLargeError` if it is over `max_bytes`; reading raises it too, `BodyTimeoutError` after a
+    pause of `read_timeout_ms` or when it comes too slowly (a server that is full allows less), and
+    `IncompleteBodyError` if the client goes away.
     """
 
     def __init__(self, request: Request, max_bytes: int, read_timeout_ms: int) -> None:
@@ -75,6 +76,11 @@ class Body:
             event = await self._in_time()
         if event["type"] != "http.request":
             self._request.body_over = True
+            if event.get(TOO_SLOW):
+                raise BodyTimeoutError(
+                    f"the body comes too slowly, {self._progress()} so far, and all connections are taken: "
+                    "others need this one"
+                )
             raise IncompleteBodyError(f"the client left after {self._progress()}")
         return event.get("body", b""), event.get("more_body", False)
 

@@ -245,9 +245,10 @@ class HttpConnection(WritingProtocol):
         return rate if rate is not None and rate < limits.slow_bytes_per_s else None
 
     def end_body(self) -> None:
-        """Reads no more of the body that comes, which is answered as one whose client has left."""
+        """Reads no more of the body that comes too slowly."""
         self.stop()
         if self._receiving is not None:
+            self._receiving.too_slow = True
             self._receiving.lose()
 
     async def serve(self) -> None:

@@ -25,6 +25,9 @@ Pieces: TypeAlias = "list[bytes | bytearray]"
 IS_HERE = "undercroft.is_here"
 """Where in the scope of a request a server leaves how to ask whether `receive` would answer at once."""
 
+TOO_SLOW = "undercroft.too_slow"
+"""In `http.disconnect`: whether a body came so slowly that its connection is taken back."""
+
 STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -113,6 +116,7 @@ class Exchange:
         "received",
         "scope",
         "to_come",
+        "too_slow",
         "waited_s",
         "words",
     )
@@ -140,6 +144,8 @@ class Exchange:
         """Whether all of the body has come."""
         self.lost = False
         """Whether no more of it, or nobody who would read an answer, is there."""
+        self.too_slow = False
+        """Whether it was lost because its body came too slowly."""
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
         self._waits_since = self.waited_s = 0.0
@@ -217,7 +223,7 @@ class Exchange:
                 self._waiter = None
                 self.waited_s += loop.time() - self._waits_since
         if self._ended or (self.lost and not self.complete):
-            return {"type": "http.disconnect"}
+            return {"type": "http.disconnect", TOO_SLOW: self.too_slow}
         body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
         self.pieces.clear()
         self.body_bytes = 0
