@@ -16,6 +16,7 @@ from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
 from tests.support.s3_endpoint import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY, S3Endpoint
 from tests.support.served_node import ServedNode, served_node
+from undercroft.errors import BufferFullError
 from undercroft.s3.concurrency import DOWN_AFTER
 
 KEY = "acc/proj/ccache/ab/cd/abcdef"
@@ -345,6 +346,31 @@ async def test_what_cannot_get_its_name_is_sent_to_its_end(served: ServedNode) -
     await hydrated(served)
     assert (await served.client.get(PATH)).status_code == 404
     assert temporary_files(served.folder) == []
+
+
+async def full() -> None:
+    raise BufferFullError("no room for a row")
+
+
+async def test_what_finds_no_room_for_its_row_is_sent_to_its_end(
+    served: ServedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.node.artifact_buffer, "wait_for_room", full)
+    await put_object(served, LARGE)
+    answer = await served.client.get(PATH)
+    assert (answer.status_code, answer.content) == (200, LARGE)
+    await hydrated(served)
+    await served.assert_nothing_stored()
+
+
+async def test_what_is_fetched_needs_no_room_for_a_transfer(
+    served: ServedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_object(served, LARGE)
+    monkeypatch.setattr(served.node.transfer_buffer, "wait_for_room", full)
+    await served.client.get(PATH)
+    await hydrated(served)
+    assert artifact_files(served.folder) == [KEY]
 
 
 async def test_a_stop_ends_what_is_being_fetched(open_node: OpenNode, proxy: FaultProxy) -> None:

@@ -313,7 +313,7 @@ class CacheArtifacts:
         key, upload = arrival.key, arrival.upload
         async with self.alone(key):
             # Before a file is touched: a row that found no room would cost the artifact it replaces.
-            await self.wait_for_room()
+            await self._rows.wait_for_room(upload=not arrival.from_object_store)
             arrival.check()
             arrival.replace = arrival.replace or self.is_doomed(key)
             old = self.find(key)

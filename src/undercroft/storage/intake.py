@@ -29,7 +29,10 @@ class Intake:
                 return
 
     async def receive(self, arrival: Arrival, chunks: AsyncIterator[bytes], room: Reservation) -> None:
-        """Takes all bytes in; some may wait in memory. Raises what `grow` and `chunks` raise, and OSError."""
+        """Takes all bytes in; some may wait in memory. Raises what `grow` and `chunks` raise, and OSError.
+
+        Those of a file from the object store are proven. Raises `DigestMismatchError` if they are wrong.
+        """
         upload = arrival.upload
         async for chunk in chunks:
             spool_is_full = upload.add(chunk)
@@ -38,3 +41,6 @@ class Intake:
             if spool_is_full:
                 room.wrote(await self._threads.run(upload.write_out))
                 arrival.on_written()
+        if arrival.from_object_store and upload.on_disk:
+            # Whatever is in its way from here on: who reads along gets the right bytes to their end.
+            room.wrote(await self._threads.run(upload.prove, arrival.expected_sha256))

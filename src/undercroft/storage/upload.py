@@ -25,6 +25,7 @@ class Upload:
         self._spool: list[bytes] = []
         self._spooled = 0
         self.size = 0
+        self._proven_size = -1
         self._finished: FoundFile | None = None
         self.published: FoundFile | None = None
         """The file once it has its final name."""
@@ -53,7 +54,7 @@ class Upload:
     @property
     def is_proven(self) -> bool:
         """Whether all bytes are in a file, and those that were expected."""
-        return self._finished is not None
+        return self._proven_size == self.size
 
     def open_for_reading(self) -> int:
         """A descriptor of the temporary file, for who reads along; it outlives the name."""
@@ -100,13 +101,17 @@ class Upload:
                 f"the body has SHA-256 {self._file.digest()} and was announced with {expected_sha256}: "
                 "nothing was stored"
             )
+        self._proven_size = self.size
         return self._file
 
-    def pause(self, expected_sha256: str | None) -> int:
-        """Writes the rest and gives the descriptor back until `resume`; answers how much. Blocks.
+    def prove(self, expected_sha256: str | None) -> int:
+        """Writes the rest, if it is what was expected; answers how much. Blocks; raises like `finish`."""
+        rest = self._spooled
+        self._whole(expected_sha256)
+        return rest
 
-        Raises like `finish`, and OSError.
-        """
+    def pause(self, expected_sha256: str | None) -> int:
+        """Like `prove`, and gives the descriptor back until `resume`. Blocks; raises like `finish`."""
         rest = self._spooled
         self._whole(expected_sha256).pause()
         return rest
