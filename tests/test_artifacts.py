@@ -623,6 +623,21 @@ async def test_cancelled_replacement_stays_because_the_old_bytes_are_gone(
     assert rig.rows() == {KEY: (7, sha256(b"new one"))}
 
 
+async def test_a_cancelled_delete_leaves_no_row_without_a_file(
+    rig: ArtifactRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.store(b"12345")
+    gate = Gate(monkeypatch, rig.disk, "delete", after=True)
+    deleting = asyncio.create_task(rig.artifacts.delete(KEY))
+    await gate.arrived()
+    deleting.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await deleting
+    await rig.artifacts.flush()
+    await assert_nothing_stored(rig)
+
+
 # --- life --------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from undercroft.storage.proofs import Proofs
 from undercroft.storage.upload import UNKNOWN_ORIGIN, Arrival, Origin, Stored, Upload, nobody, told_of_no_room
 from undercroft.storage.verified_files import VerifiedFiles
 from undercroft.storage.witnesses import Witness, Witnesses
+from undercroft.supervisor import to_its_end
 
 log = structlog.get_logger(__name__)
 
@@ -132,7 +133,8 @@ class CacheArtifacts:
         """Deletes the artifact, in the object store, too, which may take place later. Idempotent."""
         # Before the file: from here on nobody fetches it from there again.
         await self._rows.queue_delete(key)
-        await self.evict(key)
+        # A stop in the middle would leave a row without a file.
+        await to_its_end(asyncio.ensure_future(self.evict(key)))
         # And after it, as that one leaves the object alone if its turn came while the file was there.
         await self._rows.deleted(await self._rows.queue_delete(key))
 
