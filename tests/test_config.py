@@ -129,6 +129,16 @@ def test_one_is_a_setting_and_not_settings(environment: dict[str, str]) -> None:
     assert problems().startswith("1 wrong setting: port")
 
 
+def test_what_is_wrong_is_told_with_its_place(environment: dict[str, str], toml: Path) -> None:
+    environment["UNDERCROFT_PORT"] = "http"
+    toml.write_text("port = 'hidden by the environment'\n[disk]\nlimit_bytes = 'much'\n[no]\nsuch = 1\n")
+    message = problems({"workers": 0}, toml)
+    assert "equal to 1 (set by a flag); " in message
+    assert "not a whole number (set by UNDERCROFT_PORT); " in message
+    assert f"200GB (set by {toml}); " in message
+    assert f"no is no setting (set by {toml})" in message
+
+
 @pytest.mark.parametrize("value", ["-5", "much", "5 elephants", "-5GB"])
 def test_what_is_no_size_is_told_what_one_is(environment: dict[str, str], value: str) -> None:
     environment["UNDERCROFT_DISK__LIMIT_BYTES"] = value

@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from undercroft.errors import WrongSettingsError
 from undercroft.settings_sections import (
@@ -148,18 +149,17 @@ def _check_that_it_resolves(host: str) -> None:
 def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
     """The settings from flags, environment and file. Raises `WrongSettingsError` naming all that is wrong."""
     problems = [f"{name} in the environment is no setting" for name in _unknown_environment()]
-    values: dict[str, Any] = {}
+    layers: Layers = {"flag": flags, "environment": _from_environment(), "file": {}}
     try:
-        values = _from_file(config_file)
+        layers["file"] = _from_file(config_file)
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         problems.append(f"config file {config_file}: {reason}")
-    values = _merged(_merged(values, _from_environment()), flags)
     settings: Settings | None = None
     try:
-        settings = Settings(**values)
+        settings = Settings(**_merged(_merged(layers["file"], layers["environment"]), flags))
     except ValidationError as error:
-        problems += [_problem(dict(detail)) for detail in error.errors()]
+        problems += [_problem(detail) + _place(detail, layers, config_file) for detail in error.errors()]
     if problems or settings is None:
         raise WrongSettingsError(problems)
     return settings
@@ -167,18 +167,18 @@ def load(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
 
 Source: TypeAlias = Literal["flag", "environment", "file", "default"]
 
+Layers: TypeAlias = dict[Source, Mapping[str, Any]]
+"""The settings each source has, as nested mappings; what comes first counts."""
+
 
 def sources(flags: Mapping[str, Any], config_file: Path | None) -> dict[str, Source]:
     """Where each setting comes from, by its dotted name. Raises what reading the file raises."""
-    given: list[tuple[Source, Mapping[str, Any]]] = [
-        ("flag", flags),
-        ("environment", _from_environment()),
-        ("file", _from_file(config_file)),
-    ]
-    return {
-        name: next((source for source, values in given if _has(values, name)), "default")
-        for name, _ in every_setting()
-    }
+    layers: Layers = {"flag": flags, "environment": _from_environment(), "file": _from_file(config_file)}
+    return {name: _source(layers, name) for name, _ in every_setting()}
+
+
+def _source(layers: Layers, name: str) -> Source:
+    return next((source for source, values in layers.items() if _has(values, name)), "default")
 
 
 def _has(values: Mapping[str, Any], name: str) -> bool:
@@ -234,8 +234,20 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return both
 
 
-def _problem(detail: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in detail["loc"])
+def _name(detail: ErrorDetails) -> str:
+    return ".".join(str(part) for part in detail["loc"])
+
+
+def _place(detail: ErrorDetails, layers: Layers, config_file: Path | None) -> str:
+    """Where to mend it, in brackets; empty for what nobody has set."""
+    name = _name(detail)
+    source = _source(layers, name) if name else "default"
+    places = {"flag": "a flag", "environment": environment_name(name), "file": str(config_file)}
+    return f" (set by {places[source]})" if source in places else ""
+
+
+def _problem(detail: ErrorDetails) -> str:
+    name = _name(detail)
     if detail["type"] == "extra_forbidden":
         return f"{name} is no setting"
     message = _BETTER_WORDS.get(detail["type"]) or str(detail["msg"]).removeprefix("Value error, ")

@@ -166,6 +166,23 @@ def test_an_address_of_somebody_else(data_dir: Path, monkeypatch: pytest.MonkeyP
     assert "cannot listen on 192.0.2.1" in findings[-1]["found"]
 
 
+def test_an_address_no_machine_can_have(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERCROFT_HOST", "a" * 64 + ".example")
+    monkeypatch.setenv("UNDERCROFT_ALLOW_UNAUTHENTICATED", "true")
+    code, findings = diagnose(data_dir)
+    assert code == 1
+    assert "that is no name of a machine" in findings[-1]["found"]
+
+
+def test_a_limit_without_its_unit(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERCROFT_DISK__LIMIT_BYTES", "200")
+    code, (finding,) = diagnose(data_dir)
+    assert (code, finding["state"]) == (0, "warning")
+    assert "disk.limit_bytes = 200 bytes" in finding["found"]
+    monkeypatch.setenv("UNDERCROFT_DISK__LIMIT_BYTES", "200GB")
+    assert diagnose(data_dir) == (0, [])
+
+
 def test_few_open_files(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (256, 1_024))
     (finding,) = diagnose(data_dir)[1]

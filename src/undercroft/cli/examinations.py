@@ -36,6 +36,9 @@ FEW_INODES = 100_000
 # The databases need room above the limit of artifacts.
 DATABASE_ROOM = 50_000_000
 
+# Less than a day of anybody's artifacts: a unit may have been forgotten.
+SMALL_LIMIT = 100_000_000
+
 # Connections, artifacts being sent and received, databases.
 ENOUGH_DESCRIPTORS = 8_192
 
@@ -69,6 +72,10 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
     yield ok("settings", "all are right")
     for name in without_effect(settings):
         yield warning("settings", f"{name} has no effect", "remove it, or set what it belongs to")
+    limit = settings.disk.limit_bytes
+    if limit is not None and limit < SMALL_LIMIT:
+        advice = "if that was not meant, give it a unit, as in 200GB"
+        yield warning("settings", f"disk.limit_bytes = {limit:,} bytes: next to nothing is kept", advice)
     if settings.auth.mode == "none" and settings.allow_unauthenticated:
         advice = "unless the network keeps others out, set auth.mode to tokens"
         yield warning("access", "everybody who reaches the port may read and write", advice)
@@ -185,14 +192,16 @@ def of_address(settings: Settings) -> Iterator[Finding]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
-    except OSError as error:
-        yield (
-            _taken(settings)
-            if error.errno == errno.EADDRINUSE
-            else problem(
-                "address", f"cannot listen on {where}: {error.strerror}", "choose another host or port"
-            )
+    except UnicodeError:
+        yield problem(
+            "address", f"cannot listen on {where}: that is no name of a machine", "choose another host"
         )
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            yield _taken(settings)
+        else:
+            advice = "choose another host or port"
+            yield problem("address", f"cannot listen on {where}: {error.strerror}", advice)
     else:
         yield ok("address", f"{where} is free: no node runs there")
 
