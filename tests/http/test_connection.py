@@ -445,7 +445,7 @@ async def test_who_does_not_read_makes_the_application_wait() -> None:
 
 
 async def test_the_application_hears_that_the_client_has_gone() -> None:
-    heard: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue()
+    heard: asyncio.Queue[tuple[bytes, int]] = asyncio.Queue()
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         del scope, send
