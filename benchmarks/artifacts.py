@@ -25,7 +25,7 @@ import uvloop
 
 from benchmarks import form, report
 from benchmarks.form import Form
-from benchmarks.load import workspace
+from benchmarks.workspaces import workspace
 
 SIZES = {"4k": 4 << 10, "10k": 10 << 10, "64k": 64 << 10, "256k": 256 << 10, "2m": 2 << 20}
 CONCURRENT = (1, 16, 64)

@@ -19,7 +19,8 @@ from benchmarks import contestants, form, report
 from benchmarks.contestants import BATCH, PRODUCERS, Contestant
 from benchmarks.form import Form
 from benchmarks.latencies import ratio, with_spread
-from benchmarks.load import ForeignWork, Row, make_rows, unit_us, workspace
+from benchmarks.load import ForeignWork, Row, make_rows, unit_us
+from benchmarks.workspaces import workspace
 
 OURS: tuple[type[Contestant], ...] = (contestants.Ours, contestants.OursAcknowledged)
 PER_ROW: tuple[type[Contestant], ...] = (

@@ -14,9 +14,9 @@ from benchmarks.dialects import QUERY
 from benchmarks.form import Form
 from benchmarks.http_node import CCACHE, GET_FILE, GET_KEY_VALUE, SAMPLE, filled_script
 from benchmarks.latencies import with_spread
-from benchmarks.load import workspace
 from benchmarks.servers import Server
 from benchmarks.traffic import block
+from benchmarks.workspaces import workspace
 
 CONNECTIONS = (1, 4, 16, 64, 256)
 FILES, KEY_VALUES = 200, 2_000

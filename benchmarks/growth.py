@@ -24,7 +24,8 @@ from benchmarks.dialects import QUERY
 from benchmarks.form import Form
 from benchmarks.http_node import filled_script
 from benchmarks.latencies import with_spread
-from benchmarks.load import make_rows, workspace
+from benchmarks.load import make_rows
+from benchmarks.workspaces import workspace
 from undercroft.database import Database
 from undercroft.database.schema import KEY_VALUES
 

@@ -27,8 +27,8 @@ from benchmarks import form, report, servers, wrk
 from benchmarks.dialects import QUERY
 from benchmarks.form import Form
 from benchmarks.latencies import with_spread
-from benchmarks.load import workspace
 from benchmarks.servers import HOST, Server
+from benchmarks.workspaces import workspace
 
 KEYS = 10_000
 CCACHE = "/ccache/acme/app"

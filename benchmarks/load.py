@@ -3,12 +3,8 @@
 import asyncio
 import hashlib
 import json
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 # Passes over REQUEST in one unit of foreign work: about 200 microseconds on a processor of 2024.
@@ -74,13 +70,3 @@ class ForeignWork:
             self._unit()
             self.units += 1
             await asyncio.sleep(0)
-
-
-@contextmanager
-def workspace() -> Iterator[Path]:
-    """A directory on the disk of the working directory, not on a tmpfs, removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=".benchmark-", dir=Path.cwd()))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,8 @@ import uvloop
 from benchmarks import form, report
 from benchmarks.contestants import YIELD_EVERY, Ours
 from benchmarks.form import Form
-from benchmarks.load import Row, make_rows, workspace
+from benchmarks.load import Row, make_rows
+from benchmarks.workspaces import workspace
 from undercroft.buffers.key_values import KeyValueWrite
 from undercroft.errors import BufferFullError
 

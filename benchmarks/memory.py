@@ -23,11 +23,12 @@ import uvloop
 from benchmarks import dialects, form, report, servers
 from benchmarks.contestants import FILE
 from benchmarks.form import Form
-from benchmarks.load import make_rows, workspace
+from benchmarks.load import make_rows
 from benchmarks.loading import Order, Target, load, must_succeed
 from benchmarks.mixed import OPEN_CONNECTIONS, QUICK_MIX, filled, settle
 from benchmarks.processes import forget_peak, peak_bytes, resident_bytes
 from benchmarks.traffic import Mix
+from benchmarks.workspaces import workspace
 from undercroft.buffers import SQLiteBuffer
 from undercroft.buffers.key_values import KeyValueBuffer, KeyValueWrite
 from undercroft.buffers.settings import BufferSettings

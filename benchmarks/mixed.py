@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks import dialects, form, others, report, servers, wrk
 from benchmarks.form import Form
 from benchmarks.latencies import ratio, with_spread
-from benchmarks.load import workspace
 from benchmarks.loading import (
     Figures,
     Order,
@@ -26,6 +25,7 @@ from benchmarks.loading import (
     must_succeed,
 )
 from benchmarks.traffic import Mix, equal
+from benchmarks.workspaces import workspace
 
 SHARES = (25, 50, 75, 90)
 """Percent of its own closed-loop rate at which each server is asked in the open loop."""

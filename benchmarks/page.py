@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.goals import GOALS, Goal
 from benchmarks.report import IMAGES, PAGE, Table, markdown, read_results, results_folder, table
-from benchmarks.sections import ASSUMPTIONS, INTRODUCTION, OTHER_SERVERS, SECTIONS
+from benchmarks.sections import ASSUMPTIONS, DISK, INTRODUCTION, OTHER_SERVERS, SECTIONS
 
 
 def write_page(*, quick: bool = False) -> Path:
@@ -42,7 +42,7 @@ def content(results: Mapping[str, Mapping[str, Any]], images: str) -> str:
     for name, (title, what) in SECTIONS.items():
         if name in results:
             parts += [f"## {title}", what, *_section(results[name], images)]
-    parts += [ASSUMPTIONS, OTHER_SERVERS, "## On what", _circumstances(results)]
+    parts += [ASSUMPTIONS, OTHER_SERVERS, "## On what", DISK, _circumstances(results)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import apsw
 
+from benchmarks.workspaces import chosen_folder, file_system
+
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = (
     "aiosqlite",
@@ -52,6 +54,7 @@ def circumstances() -> dict[str, Any]:
             "cpus": os.cpu_count(),
             "arch": platform.machine(),
             "kernel": platform.release(),
+            "disk": file_system(chosen_folder()),
             "load": round(os.getloadavg()[0], 2),
             "switch_interval_ms": sys.getswitchinterval() * 1_000,
         },

@@ -152,3 +152,13 @@ out); the figures are printed and not kept.
 
 One benchmark alone: `.venv/bin/python -m benchmarks uploads`; what `make bench` has not finished:
 `.venv/bin/python -m benchmarks --resume`; only to see that everything runs: `make bench-quick`."""
+
+DISK = """\
+Files lie in the working directory, or in the one that `BENCHMARK_FOLDER` names. Its file system counts where
+files are stored: an ext4 without a journal looks, for minutes after deletes, at every inode that was deleted,
+which makes a new file take ten times the processor time, of whichever server
+([more](decisions/0022-small-files-on-the-loop.md)). Figures to keep come from another:
+
+```console
+$ BENCHMARK_FOLDER=/mnt/disk make bench
+```"""

@@ -17,7 +17,7 @@ from benchmarks import form, report, servers
 from benchmarks.form import Form
 from benchmarks.growth import fill
 from benchmarks.latencies import with_spread
-from benchmarks.load import workspace
+from benchmarks.workspaces import workspace
 from undercroft.database import Database
 from undercroft.database.schema import NODE
 

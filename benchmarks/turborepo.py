@@ -14,10 +14,10 @@ from typing import Any
 from benchmarks import dialects, form, report, servers
 from benchmarks.form import Form
 from benchmarks.latencies import ratio, with_spread
-from benchmarks.load import workspace
 from benchmarks.loading import Figures, Order, Target, cpu_s_per_thousand, failed_share, load, must_succeed
 from benchmarks.mixed import CLOSED_CONNECTIONS, QUICK_MIX, filled, settle
 from benchmarks.traffic import Mix
+from benchmarks.workspaces import workspace
 
 MIX = Mix(small=2_000, modules=100)
 SIZES = {"10 kB": (10_000, 200), "1 MB": (1_000_000, 40)}

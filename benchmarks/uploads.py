@@ -13,9 +13,9 @@ from benchmarks import dialects, form, report, servers
 from benchmarks.form import Form
 from benchmarks.http_node import bare
 from benchmarks.latencies import ratio, with_spread
-from benchmarks.load import workspace
 from benchmarks.loading import Figures, Order, Target, cpu_s_per_thousand, failed_share, load
 from benchmarks.mixed import settle
+from benchmarks.workspaces import workspace
 
 SIZES = {"10 kB": 10_000, "256 kB": 256_000, "2 MB": 2_000_000}
 CONNECTIONS = (1, 32)
