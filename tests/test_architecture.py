@@ -42,7 +42,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc
 
 # Background work starts here and nowhere else.
 STARTERS = {
-    "supervisor.py": {"create_task"},
+    "supervisor.py": {"create_task", "ensure_future"},
     "database/connection_thread.py": {"Thread"},
     "http/server.py": {"create_task"},  # one for each connection, ended with it
     "api/responses.py": {"ensure_future"},  # listens for the client's leaving, inside one request

@@ -134,7 +134,7 @@ class CacheArtifacts:
         # Before the file: from here on nobody fetches it from there again.
         await self._rows.queue_delete(key)
         # A stop in the middle would leave a row without a file.
-        await to_its_end(asyncio.ensure_future(self.evict(key)))
+        await to_its_end(self.evict(key))
         # And after it, as that one leaves the object alone if its turn came while the file was there.
         await self._rows.deleted(await self._rows.queue_delete(key))
 
@@ -317,15 +317,15 @@ class CacheArtifacts:
             # Before a file is touched: a row that found no room would cost the artifact it replaces.
             await self._rows.wait_for_room(upload=not arrival.from_object_store)
             arrival.check()
-            arrival.replace = arrival.replace or self.is_doomed(key)
             old = self.find(key)
             try:
                 row = await self.threads.run_for(upload.size, self._finish, arrival, old)
-                if upload.published is None and await self._stays(key, old, arrival):
+                may_stay = upload.published is None and not self.is_doomed(key)
+                if may_stay and await self._stays(key, old, arrival):
                     # Whoever stored it may still be waiting for its commit.
                     return self._rows.before(key)
                 if upload.published is None:
-                    # What nobody vouches for, or is damaged, is healed like what is to be replaced.
+                    # What nobody vouches for, is damaged or doomed is healed like what is to be replaced.
                     await self.threads.run_for(upload.size, upload.publish_over, key)
                 tickets = self._record(row, upload=not arrival.from_object_store)
             except BaseException:

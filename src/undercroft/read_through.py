@@ -9,6 +9,7 @@ import asyncio
 import enum
 from typing import NamedTuple
 
+import msgspec
 import structlog
 
 from undercroft.artifacts import CacheArtifacts
@@ -57,7 +58,7 @@ class Lookup(NamedTuple):
     source: Source
 
 
-class Miss(NamedTuple):
+class Miss(msgspec.Struct, frozen=True, gc=False):  # the garbage collector would look at each of them
     """A miss is not asked for again until then (event loop time, seconds)."""
 
     until: float

@@ -1,7 +1,7 @@
 """Background work, named and watched in one place."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -121,11 +121,12 @@ class Jobs:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def to_its_end(work: "asyncio.Future[T]") -> T:
+async def to_its_end(work: Awaitable[T]) -> T:
     """What `work` answers or raises. Who is cancelled waits for its end all the same, once."""
+    begun = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(work)
+        return await asyncio.shield(begun)
     except asyncio.CancelledError:
-        if not work.done():
-            await asyncio.wait([work])
+        if not begun.done():
+            await asyncio.wait([begun])
         raise

@@ -314,7 +314,7 @@ class ArtifactRoutes:
         What GET comes to first decides: to have the same behind it is of no use.
         """
         for candidate in readable(request, key):
-            if self.artifacts.is_doomed(candidate) or self.artifacts.find(candidate) is None:
+            if self.artifacts.find(candidate) is None or self.artifacts.is_doomed(candidate):
                 continue
             found = await self.artifacts.read(candidate, self.surely)
             if found is None:

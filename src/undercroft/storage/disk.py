@@ -329,10 +329,22 @@ def _with_parents(path: str, act: Callable[[], object]) -> bool:
     try:
         act()
     except FileNotFoundError:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(os.path.dirname(path))
         act()
         return True
     return False
+
+
+def _make_directory(path: str) -> None:
+    """With those it is in; that it is there already is fine, as somebody else may be making it."""
+    try:
+        os.mkdir(path)
+    except FileNotFoundError:
+        _make_directory(os.path.dirname(path))
+        _make_directory(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
 
 
 def _remove_directory(path: str, key: str) -> None:

@@ -1,7 +1,9 @@
 """Which files were found to be what their rows say, so that they need not be asked about again."""
 
 import threading
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+import msgspec
 
 from undercroft.storage.open_file import FoundFile, OpenFile
 from undercroft.storage.witnesses import Row
@@ -13,7 +15,8 @@ MAX_FILES = 100_000
 RowT = TypeVar("RowT", bound=Row)
 
 
-class _Verified(NamedTuple, Generic[RowT]):
+# Not looked at by the garbage collector: a full collection held the loop up for 12 ms at 34,000 of them.
+class _Verified(msgspec.Struct, Generic[RowT], frozen=True, gc=False):
     inode: int
     modified_ns: int
     row: RowT
@@ -59,7 +62,7 @@ class VerifiedFiles(Generic[RowT]):
         with self._adding:
             known = self._files.get(row.key)
             if known is not None and known.row is row:
-                self._files[row.key] = known._replace(row=newer)
+                self._files[row.key] = msgspec.structs.replace(known, row=newer)
 
     def forget(self, key: str) -> None:
         """Forgets a file that is gone."""
