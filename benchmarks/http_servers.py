@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -34,7 +31,7 @@ import msgspec
 import uvloop
 
 from benchmarks import servers
-from benchmarks.report import results_folder
+from benchmarks.report import write_result
 from benchmarks.servers import HOST, Server
 
 Message = dict[str, Any]
@@ -369,17 +366,6 @@ def measure(
     return figures
 
 
-def versions() -> dict[str, str]:
-    """The versions that make the figures comparable later on."""
-    found = {"python": platform.python_version()}
-    for package in ("granian", "uvicorn", "uvloop", "httptools", "msgspec"):
-        found[package] = importlib.metadata.version(package)
-    if shutil.which("nginx"):
-        shown = subprocess.run(["nginx", "-v"], check=True, capture_output=True, text=True).stderr
-        found["nginx"] = shown.strip().rpartition("/")[2]
-    return found
-
-
 def _table(title: str, medians: Table, kinds: list[str]) -> Table:
     """Print medians and return their ratios to the reference."""
     ratios: Table = {}
@@ -437,21 +423,13 @@ def main() -> None:
     if args.quick:
         kinds, cases, args.rounds = kinds[:2], CASES[::4], 1
     figures = measure(kinds, cases, args.rounds, args.connections, args.seconds)
-    result = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": versions(),
-        "machine": {"cpus": os.cpu_count(), "arch": platform.machine(), "load": os.getloadavg()[0]},
-        "setup": {
-            "connections": args.connections,
-            "seconds": args.seconds,
-            "rounds": args.rounds,
-            "wrk_threads": 1,
-        },
-        **report(figures, kinds),
+    setup = {
+        "connections": args.connections,
+        "seconds": args.seconds,
+        "rounds": args.rounds,
+        "wrk_threads": 1,
     }
-    output = results_folder(quick=args.quick) / "http_servers.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    write_result("http_servers", quick=args.quick, setup=setup, **report(figures, kinds))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ LIBRARIES = (
     "apsw",
     "diskcache",
     "granian",
+    "httptools",
     "msgspec",
     "peewee",
     "sqlalchemy",
@@ -63,6 +64,7 @@ def circumstances() -> dict[str, Any]:
             "sqlite of apsw": apsw.sqlite_lib_version(),
             "sqlite of sqlite3": sqlite3.sqlite_version,
             **{name: version for name in LIBRARIES if (version := _version(name))},
+            **_nginx(),
         },
     }
 
@@ -79,6 +81,13 @@ def _git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return ""
+
+
+def _nginx() -> dict[str, str]:
+    with contextlib.suppress(OSError):
+        shown = subprocess.run(["nginx", "-v"], check=True, capture_output=True, text=True).stderr
+        return {"nginx": shown.strip().rpartition("/")[2]}
+    return {}
 
 
 def _version(package: str) -> str | None:
