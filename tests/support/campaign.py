@@ -55,6 +55,10 @@ class Campaign:
         """Notes a time, for people to read."""
         self._took[what].append(seconds)
 
+    def typical(self, what: str) -> float:
+        """The median of the times noted."""
+        return statistics.median(self._took[what])
+
     def __str__(self) -> str:
         """One line for the summary."""
         found = ", ".join(f"{count:,} {what}" for what, count in self._checked.items()) or "nothing"

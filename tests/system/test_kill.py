@@ -60,15 +60,20 @@ def start_of_an_empty_node(data_dir: Path, workers: int) -> float:
     return node.ready_s
 
 
-def check_start(node: NodeProcess, empty_s: float, campaign: Campaign) -> None:
-    """A start after a kill does not wait for what is there to be looked through.
-
-    The ratio is for the machine, which other work may make slower than it was at the first start, and the
-    two seconds are for a moment in which it gave us nothing.
-    """
+def note_start(node: NodeProcess, campaign: Campaign) -> None:
+    """For `check_starts`."""
     campaign.took("started in", node.ready_s)
     campaign.checked("starts")
-    assert node.ready_s <= 3 * empty_s + 2, f"{node.ready_s:.1f} s, and {empty_s:.1f} s with nothing there"
+
+
+def check_starts(empty_s: float, campaign: Campaign) -> None:
+    """A start after a kill does not wait for what is there to be looked through.
+
+    A typical one: other work may hold up a single one by seconds. The ratio is for the machine, which may be
+    busier than at the first start, and the two seconds are for the short form, which has few.
+    """
+    typical_s = campaign.typical("started in")
+    assert typical_s <= 3 * empty_s + 2, f"{typical_s:.1f} s, and {empty_s:.1f} s with nothing there"
 
 
 def test_kill(data_dir: Path, campaign: Campaign) -> None:
@@ -78,7 +83,8 @@ def test_kill(data_dir: Path, campaign: Campaign) -> None:
             load.run(node.url, f"{campaign.seed} {number}", answers_before(campaign.random), node.kill)
             assert node.process.returncode == -signal.SIGKILL
             assert node.printed == []
-        check_after_restart(data_dir, load, campaign, workers=1, empty_s=empty_s)
+        check_after_restart(data_dir, load, campaign, workers=1)
+    check_starts(empty_s, campaign)
     shutil.rmtree(data_dir)
 
 
@@ -120,11 +126,12 @@ def test_kill_while_it_evicts(
             assert psutil.wait_procs(family[1:], timeout=60)[1] == []
             campaign.checked("evictions", evicted(node))
         with node_process(data_dir, environment, arguments=more) as node:
-            check_start(node, empty_s, campaign)
+            note_start(node, campaign)
             check(node, load, campaign)
             assert node.stop() == 0
             campaign.checked("evictions after a kill", evicted(node))
         check_clean(data_dir)
+    check_starts(empty_s, campaign)
     shutil.rmtree(data_dir)
 
 
@@ -136,8 +143,9 @@ def test_kill_of_several_workers(data_dir: Path, campaign: Campaign) -> None:
             plan = f"{campaign.seed} {number}"
             load.run(node.url, plan, answers_before(campaign.random), partial(way, node))
             assert psutil.wait_procs(family[1:], timeout=60)[1] == []
-        check_after_restart(data_dir, load, campaign, workers=WORKERS, empty_s=empty_s)
+        check_after_restart(data_dir, load, campaign, workers=WORKERS)
         campaign.checked(f"times {way.__name__.replace('_', ' ')}")
+    check_starts(empty_s, campaign)
     shutil.rmtree(data_dir)
 
 
@@ -218,13 +226,11 @@ def evicted(node: NodeProcess) -> int:
     return sum(record["artifacts"] for record in node.logged("disk_evicted"))
 
 
-def check_after_restart(
-    data_dir: Path, load: Load, campaign: Campaign, *, workers: int, empty_s: float
-) -> None:
+def check_after_restart(data_dir: Path, load: Load, campaign: Campaign, *, workers: int) -> None:
     """A new node knows everything, and cleans up after the dead one."""
     left = set((data_dir / "temporary").iterdir())
     with node_process(data_dir, arguments=("--workers", str(workers))) as node:
-        check_start(node, empty_s, campaign)
+        note_start(node, campaign)
         mine = set((data_dir / "temporary").iterdir())
         # The parent of several has one, too.
         assert len([one for one in mine if not one.name.startswith("parent-")]) == workers
