@@ -129,6 +129,22 @@ def test_one_is_a_setting_and_not_settings(environment: dict[str, str]) -> None:
     assert problems().startswith("1 wrong setting: port")
 
 
+def test_a_switch_is_no_number(toml: Path) -> None:
+    toml.write_text("[disk]\nlimit_bytes = true\n[http]\nmax_connections = false\nmetrics = true\n")
+    message = problems({}, toml)
+    assert message.startswith("2 wrong settings: ")
+    assert "disk.limit_bytes = True: true and false say nothing here" in message
+
+
+def test_an_object_store_lies_outside_the_data_directory(tmp_path: Path) -> None:
+    def settings(place: Path) -> dict[str, Any]:
+        return {"data_dir": tmp_path / "data", "object_store": {"url": place.as_uri()}}
+
+    assert load(settings(tmp_path / "data-of-all")).object_store.url
+    for place in (tmp_path / "data", tmp_path / "data" / "artifacts", tmp_path / "x" / ".." / "data"):
+        assert f"is inside the data directory {tmp_path}/data" in problems(settings(place))
+
+
 def test_what_is_wrong_is_told_with_its_place(environment: dict[str, str], toml: Path) -> None:
     environment["UNDERCROFT_PORT"] = "http"
     toml.write_text("port = 'hidden by the environment'\n[disk]\nlimit_bytes = 'much'\n[no]\nsuch = 1\n")

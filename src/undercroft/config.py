@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+from urllib.parse import unquote
 
 from pydantic import (
     BaseModel,
@@ -108,6 +109,14 @@ class Settings(Section):
             )
         return host
 
+    @field_validator("object_store")
+    @classmethod
+    def _elsewhere(cls, section: ObjectStoreSection, info: ValidationInfo) -> ObjectStoreSection:
+        directory, data_dir = directory_of(section.url or ""), info.data.get("data_dir")
+        if directory and data_dir and directory.resolve().is_relative_to(data_dir.resolve()):
+            raise ValueError(f"object_store.url is inside the data directory {data_dir}: name another place")
+        return section
+
     @field_validator("workers")
     @classmethod
     def _committed_only(cls, workers: int, info: ValidationInfo) -> int:
@@ -117,6 +126,12 @@ class Settings(Section):
                 "set ack to committed, or workers to 1"
             )
         return workers
+
+
+def directory_of(url: str) -> Path | None:
+    """Of an object store that is a directory; None of others."""
+    scheme, _, place = url.partition("://")
+    return Path(unquote(place)) if scheme == "file" else None
 
 
 def url_of(host: str, port: int) -> str:

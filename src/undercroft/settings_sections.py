@@ -18,7 +18,6 @@ _DEFAULT = BufferSettings()
 
 OBJECT_STORE_SCHEMES = ("s3://", "gs://", "az://", "file://")
 
-
 CONTRADICTION = "contradiction"
 """The type of an error of several settings together; its message names all of them with their values."""
 
@@ -38,6 +37,8 @@ class Section(BaseModel):
         """`none` where there may be none: neither the environment nor TOML has another word for it."""
         if value == "none" and type(None) in get_args(cls.model_fields[info.field_name or ""].annotation):
             return None
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("true and false say nothing here")  # to pydantic true is a 1
         return value
 
     @field_validator("*")
@@ -383,8 +384,8 @@ class HttpSection(Section):
     )
     max_connections: Count = Field(
         8_192,
-        description="connections at once; beyond, those idle for longest are closed, then slow bodies "
-        "(per process)",
+        description="connections at once; beyond, those idle for longest are closed, then slow bodies, else "
+        "the newest (per process)",
     )
 
 

@@ -117,15 +117,29 @@ def test_a_damaged_backup_is_not_restored(stopped: Path, tmp_path: Path, databas
 
 
 def test_names_that_are_taken(stopped: Path, tmp_path: Path) -> None:
-    assert "is there already" in run("backup", stopped, "--data-dir", stopped).stderr
+    assert "is there already" in run("backup", tmp_path, "--data-dir", stopped).stderr
     assert run("backup", tmp_path / "copy", "--data-dir", stopped).exit_code == 0
     refused = run("restore", tmp_path / "copy", "--data-dir", stopped)
     assert refused.exit_code == 2
-    assert "is there already" in refused.stderr
+    assert "is there already: give another by --data-dir" in refused.stderr
     (tmp_path / "other.partial").mkdir()
     assert (
         "is left of one that did not end" in run("backup", tmp_path / "other", "--data-dir", stopped).stderr
     )
+
+
+@pytest.mark.parametrize("place", ["artifacts/copy", "copy", "."])
+def test_a_backup_goes_nowhere_into_the_data_directory(stopped: Path, place: str) -> None:
+    """Below artifacts the node would take its files in, and evict them."""
+    done = run("backup", stopped / place, "--data-dir", stopped)
+    assert done.exit_code == 2
+    assert f"is inside the data directory {stopped}: choose a place outside" in done.stderr
+
+
+def test_the_directory_around_a_backup_must_be_there(stopped: Path, tmp_path: Path) -> None:
+    done = run("backup", tmp_path / "no" / "copy", "--data-dir", stopped)
+    assert done.exit_code == 2
+    assert f"make {tmp_path}/no first" in done.stderr
 
 
 def test_rows_that_wait_in_a_spill_file_are_not_forgotten(stopped: Path, tmp_path: Path) -> None:

@@ -191,11 +191,21 @@ def test_few_open_files(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_object_store(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDERCROFT_OBJECT_STORE__URL", f"file://{tmp_path}/bucket")
+    (tmp_path / "bucket").mkdir()
     assert diagnose(data_dir) == (0, [])
     monkeypatch.setenv("UNDERCROFT_OBJECT_STORE__URL", f"file://{tmp_path}/not/there")
     code, (finding,) = diagnose(data_dir)
     assert (code, finding["what"], finding["state"]) == (1, "object store", "problem")
     assert diagnose(data_dir, "--no-bucket") == (0, [])
+
+
+def test_the_directory_of_an_object_store_that_is_not_there_is_not_made(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERCROFT_OBJECT_STORE__URL", f"file://{tmp_path}/bucket")
+    code, (finding,) = diagnose(data_dir)
+    assert (code, finding["state"], finding["found"]) == (0, "warning", f"there is no {tmp_path}/bucket")
+    assert not (tmp_path / "bucket").exists()
 
 
 def test_object_store_that_is_down(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from tests.support.folders import artifact_files
 from tests.support.node_process import NodeProcess, node_process
-from tests.system.client import Client
+from tests.system.client import Client, eventually
 from undercroft.cli import app
 from undercroft.database.connection import open_connection
 
@@ -121,6 +121,51 @@ def test_beside_a_running_node_and_in_the_object_store(
     gone = [path for path in bucket.rglob("*") if path.is_file() and "acme/app/nx" in str(path)]
     # Each object is gone, was never made, or its delete still waits.
     assert len(gone) <= len(waiting)
+
+
+def objects_in(bucket: Path) -> set[str]:
+    """Keys without their shards."""
+    return {
+        f"{path.relative_to(bucket).parts[1]} {path.relative_to(bucket).parts[2]} {path.name}"
+        for path in bucket.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_what_only_the_object_store_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    monkeypatch.setenv("UNDERCROFT_OBJECT_STORE__URL", bucket.as_uri())
+    with node_process(tmp_path / "first", {"OBJECT_STORE__URL": bucket.as_uri()}) as first:
+        fill(first)
+        eventually(lambda: len(objects_in(bucket)) == 12, "all are uploaded")
+    (bucket / "acme/app/.clean-1").write_bytes(b"a marker is no artifact")
+    with node_process(tmp_path / "node", {"OBJECT_STORE__URL": bucket.as_uri()}) as node:
+        with Client(node.url) as client:
+            assert client.request("GET", "/nx/acme/app/v1/cache/1").status == 200
+        here = ["--project", "acme/app", "--dry-run", "--json"]
+        eventually(lambda: outcome(run(node.data_dir, *here)) == (1, 0), "its row is committed")
+        assert json.loads(run(node.data_dir, *here).stdout)["objects"] == 5
+        assert json.loads(run(node.data_dir, *here, "--unused", "1m").stdout)["objects"] == 0
+        assert len(objects_in(bucket)) == 13
+        done = run(node.data_dir, "--project", "acme/app", "--kind", "ccache", "--yes")
+        assert done.exit_code == 0
+        assert "removed 0 artifacts, 0 B, 3 objects, and 0 key values" in done.output
+        eventually(lambda: len(objects_in(bucket)) == 10, "the node removes the objects")
+        done = run(node.data_dir, "--project", "acme/app", "--yes", "--json")
+        assert (json.loads(done.stdout)["artifacts"], json.loads(done.stdout)["objects"]) == (1, 2)
+        eventually(lambda: len(objects_in(bucket)) == 7, "the objects are removed")
+        assert {name.split()[0] for name in objects_in(bucket) if ".clean" not in name} == {"web"}
+
+
+def test_an_object_store_that_is_away_is_told(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERCROFT_OBJECT_STORE__URL", "s3://bucket")
+    monkeypatch.setenv("UNDERCROFT_OBJECT_STORE__ENDPOINT", "http://127.0.0.1:9")
+    done = run(stopped, "--everything", "--yes")
+    assert done.exit_code == 1
+    assert "what only the object store has stays: " in done.stderr
+    assert "removed 12 artifacts" in done.stdout
+    assert artifact_files(stopped) == []
 
 
 @pytest.mark.parametrize(

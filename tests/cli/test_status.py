@@ -115,6 +115,22 @@ def test_of_a_stopped_node(node: NodeProcess, nobody: str, monkeypatch: pytest.M
     assert (found["running"], found["artifacts"], found["left_over"]) == (False, 1, ["key_values.spill"])
 
 
+@pytest.mark.parametrize("content", [b"", b"no database " * 500], ids=["empty", "foreign"])
+@pytest.mark.parametrize("command", ["status", "scrub", "backup"])
+def test_of_a_stopped_node_whose_database_cannot_be_read(
+    node: NodeProcess, nobody: str, monkeypatch: pytest.MonkeyPatch, command: str, content: bytes
+) -> None:
+    assert node.stop() == 0
+    for leftover in node.data_dir.glob("node.sqlite-*"):
+        leftover.unlink()
+    (node.data_dir / "node.sqlite").write_bytes(content)
+    monkeypatch.setenv("UNDERCROFT_PORT", nobody.rpartition(":")[2])
+    more = [str(node.data_dir.with_name("copy"))] if command == "backup" else []
+    done = CliRunner().invoke(app, [command, *more, "--data-dir", str(node.data_dir)])
+    assert done.exit_code == 2, done.output
+    assert "node.sqlite" in done.stderr
+
+
 def test_nobody_and_nothing(tmp_path: Path, nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDERCROFT_PORT", nobody.rpartition(":")[2])
     for arguments in (["--data-dir", tmp_path], ["--url", nobody]):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from undercroft.http.exchange import PIECE_BYTES, TOO_SLOW, Application, Exchange
 from undercroft.http.limits import BODY_BYTES, SLICE_BYTES, Limits
@@ -533,7 +534,10 @@ async def test_a_body_that_comes_quickly_makes_way_for_nobody() -> None:
     async with serving(echo, **limits) as rig, rig.peer() as peer:
         await peer.send(b"PUT /c HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\n12345")
         await until(lambda: rig.server.busy)
-        await is_turned_away(rig)
+        with capture_logs() as logs:
+            await is_turned_away(rig)
+            await until(lambda: logs)
+        assert [(told["event"], told["count"]) for told in logs] == [("connections_turned_away", 1)]
         await peer.send(b"6")
         assert await peer.answer() == b"PUT /c 123456 1"
 

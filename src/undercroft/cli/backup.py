@@ -68,7 +68,12 @@ def backup(
     """
     with told():
         settings = settings_of(data_dir, config)
-        partial = _new_directory(destination)
+        if destination.resolve().is_relative_to(settings.data_dir.resolve()):
+            # The node would take it for artifacts, and evict it.
+            raise DataDirectoryError(
+                f"{destination} is inside the data directory {settings.data_dir}: choose a place outside"
+            )
+        partial = _new_directory(destination, "choose a name that is not taken")
         try:
             manifest = _back_up(settings.data_dir, partial, databases_only)
             partial.rename(destination)
@@ -83,10 +88,12 @@ def backup(
         typer.echo(f"{destination}: {manifest.artifacts} artifacts, {size(manifest.bytes)}{gone}")
 
 
-def _new_directory(destination: Path) -> Path:
-    """A directory beside it, which gets its name when it is complete."""
+def _new_directory(destination: Path, otherwise: str) -> Path:
+    """A directory beside it, to be renamed when it is complete; `otherwise` is advice if the name is taken."""
     if destination.exists():
-        raise DataDirectoryError(f"{destination} is there already: choose a name that is not taken")
+        raise DataDirectoryError(f"{destination} is there already: {otherwise}")
+    if not destination.absolute().parent.is_dir():
+        raise DataDirectoryError(f"{destination} cannot be made: make {destination.parent} first")
     partial = destination.with_name(f"{destination.name}.partial")
     if partial.exists():
         raise DataDirectoryError(f"{partial} is left of one that did not end, or is being made: remove it")
@@ -160,7 +167,7 @@ def restore(
         target = settings_of(data_dir, config).data_dir
         if target.is_dir() and not any(target.iterdir()):
             target.rmdir()
-        partial = _new_directory(target)
+        partial = _new_directory(target, "give another by --data-dir, or move it away")
         try:
             restored = _restore(source, partial)
             partial.rename(target)

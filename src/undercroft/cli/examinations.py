@@ -15,7 +15,7 @@ import msgspec
 
 from undercroft.cli.node_database import database_path
 from undercroft.cli.output import size
-from undercroft.config import Settings, listening_url, without_effect
+from undercroft.config import Settings, directory_of, listening_url, without_effect
 from undercroft.database.schema import KEY_VALUES, NODE, check_file
 from undercroft.database.upkeep import size_on_disk
 from undercroft.errors import ObjectStoreError, SettingsError, UndercroftError
@@ -254,6 +254,11 @@ async def of_object_store(settings: Settings) -> list[Finding]:
     section = settings.object_store
     if section.url is None:
         return [ok("object store", "none is set: the node is complete on its own")]
+    directory = directory_of(section.url)
+    if directory is not None and directory.parent.is_dir() and not directory.exists():
+        # To open it would make it.
+        advice = "is its file system mounted? if the store is new, the next start makes the directory"
+        return [warning("object store", f"there is no {directory}", advice)]
     try:
         store = open_object_store(section.connection(section.url), Events())
         async with asyncio.timeout(ANSWER_S):

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -14,8 +15,9 @@ from undercroft.cli.node_database import ConfigOption, DataDirOption, JsonOption
 from undercroft.cli.output import moment, print_json, print_table, progress, size, told
 from undercroft.clock import now_us
 from undercroft.database.listings import Listed, artifacts_under, count_key_values, delete_key_values
-from undercroft.errors import SettingsError
+from undercroft.errors import ObjectStoreError, SettingsError
 from undercroft.node import Node
+from undercroft.s3.pages import pages_of
 from undercroft.storage.layout import key_value_key, kind_of, project_of, safe_handle
 
 KEY_VALUES = "key_values"
@@ -34,6 +36,16 @@ KINDS = (
 
 EXIT_DECLINED = 1
 """The person who was asked said no."""
+EXIT_INCOMPLETE = 1
+"""What only the object store has could not be looked into."""
+
+ANY_AGE = (1 << 63) - 1
+
+# Slashes before the last part of the shortest key: account/project/kind/name.
+KIND_AT = 3
+
+# How long one page of the object store's listing may take.
+ANSWER_S = 60.0
 
 SLICE_ROWS = 1_000
 AT_ONCE = 8
@@ -48,7 +60,7 @@ class Description(NamedTuple):
     kind: str | None
     prefix: str
     unused_since: int
-    """Microseconds since the epoch."""
+    """Microseconds since the epoch, `ANY_AGE` if that does not matter."""
 
     @property
     def key_prefix(self) -> str:
@@ -69,6 +81,12 @@ class Description(NamedTuple):
         """Whether an artifact with the prefix is meant."""
         return row.last_accessed_at <= self.unused_since and self.kind in (None, kind_of(row.key))
 
+    def fits_object(self, key: str) -> bool:
+        """Whether an object is meant of which nothing is known here; when it was used nobody knows."""
+        if self.unused_since != ANY_AGE or not key.startswith(self.key_prefix) or key.count("/") < KIND_AT:
+            return False
+        return kind_of(key) in (KINDS if self.kind is None else (self.kind,))
+
 
 class Group(msgspec.Struct):
     """What fits of one kind in one project."""
@@ -87,6 +105,26 @@ class Purged(msgspec.Struct):
     artifacts: int = 0
     bytes: int = 0
     key_values: int = 0
+    objects: int = 0
+    """Those of which only the object store had anything."""
+    complete: bool = True
+    """Whether that was looked into."""
+
+
+class Found(NamedTuple):
+    """What fits."""
+
+    groups: list[Group]
+    key_values: int
+    objects: list[str]
+    """Keys of what only the object store has."""
+    unseen: str
+    """Why it could not be looked into; empty if it could."""
+
+    @property
+    def artifacts(self) -> int:
+        """How many of them are here."""
+        return sum(group.artifacts for group in self.groups)
 
 
 def purge(  # noqa: PLR0917  # options of a command, which typer passes by name
@@ -105,32 +143,43 @@ def purge(  # noqa: PLR0917  # options of a command, which typer passes by name
 
     The node may be running or stopped. What fits is shown first, and removed after a yes. What is stored
     under the same keys meanwhile may go, too. A running node removes the objects; a stopped one does when it
-    runs again.
+    runs again. What only the object store has goes, too, but not with --unused: nobody knows
+    when it was used.
     """
     with told():
         wanted = _described(project, kind, prefix, unused, everything=everything)
         done = Purged()
 
         async def act(node: Node) -> None:
-            groups, key_values = await _look(node, wanted)
+            found = await _look(node, wanted)
             if not as_json:
-                _show(groups, key_values)
-            fitting = sum(group.artifacts for group in groups)
-            if dry_run or not (groups or key_values):
-                done.artifacts, done.key_values = fitting, key_values
-                done.bytes = sum(group.bytes for group in groups)
+                _show(found)
+            if found.unseen:
+                done.complete = False
+                typer.echo(f"what only the object store has stays: {found.unseen}; try again later", err=True)
+            if dry_run or not any((found.artifacts, found.key_values, found.objects)):
+                done.artifacts, done.key_values, done.objects = (
+                    found.artifacts,
+                    found.key_values,
+                    len(found.objects),
+                )
+                done.bytes = sum(group.bytes for group in found.groups)
                 return
             if not yes:
                 await _ask(as_json)
-            await _remove(node, wanted, fitting + key_values, done)
+            await _remove(node, wanted, found, done)
 
         with_data(settings_of(data_dir, config), act)
     if as_json:
         print_json({"dry_run": dry_run, **msgspec.to_builtins(done)})
     elif not dry_run:
+        objects = f", {done.objects:,} objects" if done.objects else ""
         typer.echo(
-            f"removed {done.artifacts:,} artifacts, {size(done.bytes)}, and {done.key_values:,} key values"
+            f"removed {done.artifacts:,} artifacts, {size(done.bytes)}{objects}, "
+            f"and {done.key_values:,} key values"
         )
+    if not done.complete:
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 async def _ask(as_json: bool) -> None:
@@ -153,12 +202,10 @@ def _described(
         if len(handles) != 2:  # account and project
             raise SettingsError(f"{project!r} is no project: write ACCOUNT/PROJECT")
         project = "/".join(safe_handle(handle, "project") for handle in handles)
-    return Description(project, kind, prefix, now_us() - _age_us(unused))
+    return Description(project, kind, prefix, ANY_AGE if unused is None else now_us() - _age_us(unused))
 
 
-def _age_us(text: str | None) -> int:
-    if text is None:
-        return 0
+def _age_us(text: str) -> int:
     match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
     if match is None:
         raise SettingsError(f"{text!r} is no age: write 90m, 12h, 30d or 8w")
@@ -172,42 +219,73 @@ async def _fitting(node: Node, wanted: Description) -> AsyncIterator[list[Listed
         yield [row for row in rows if wanted.fits(row)]
 
 
-async def _look(node: Node, wanted: Description) -> tuple[list[Group], int]:
-    """Everything that fits, by project and kind, and the number of key values."""
+async def _objects(node: Node, wanted: Description) -> list[str]:
+    """Keys that fit of which only the object store has anything. Raises `ObjectStoreError`."""
+    if node.object_store is None or wanted.kind == KEY_VALUES or wanted.unused_since != ANY_AGE:
+        return []
+    found: list[str] = []
+    prefix = f"{wanted.project}/" if wanted.project else ""
+    with progress("looking into the object store", None) as tell:
+        async with aclosing(pages_of(node.object_store, prefix, ANSWER_S)) as pages:
+            async for page in pages:
+                keys = [one.key for one in page if wanted.fits_object(one.key)]
+                found += [key for key in keys if node.artifacts.find(key) is None]
+                tell(len(found))
+    return found
+
+
+async def _look(node: Node, wanted: Description) -> Found:
+    """Everything that fits, artifacts by project and kind."""
+    # First: what a node is fetching right now is then seen here or there, or in both, which does no harm.
+    objects, unseen = list[str](), ""
+    try:
+        objects = await _objects(node, wanted)
+    except ObjectStoreError as error:
+        unseen = str(error)
     found: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     async for rows in _fitting(node, wanted):
         for row in rows:
             sums = found[project_of(row.key), kind_of(row.key)]
             sums[:] = [sums[0] + 1, sums[1] + row.size_bytes, max(sums[2], row.last_accessed_at)]
     groups = [Group(*names, *sums) for names, sums in sorted(found.items())]
-    begins = wanted.key_values_prefix
-    if begins is None:
-        return groups, 0
-    return groups, await count_key_values(node.key_value_database, begins, wanted.unused_since)
+    begins, key_values = wanted.key_values_prefix, 0
+    if begins is not None:
+        key_values = await count_key_values(node.key_value_database, begins, wanted.unused_since)
+    return Found(groups, key_values, objects, unseen)
 
 
-def _show(groups: list[Group], key_values: int) -> None:
-    if groups:
+def _show(found: Found) -> None:
+    if found.groups:
         rows = (
-            (g.project, g.kind, f"{g.artifacts:,}", size(g.bytes), moment(g.last_used_at)) for g in groups
+            (g.project, g.kind, f"{g.artifacts:,}", size(g.bytes), moment(g.last_used_at))
+            for g in found.groups
         )
         print_table(("project", "kind", "artifacts", "size", "last use"), rows)
-    typer.echo(f"{sum(g.artifacts for g in groups):,} artifacts and {key_values:,} key values fit")
+    if found.objects:
+        typer.echo(
+            f"{len(found.objects):,} fit that only the object store has, {found.objects[0]} among them"
+        )
+    typer.echo(f"{found.artifacts:,} artifacts and {found.key_values:,} key values fit")
 
 
-async def _remove(node: Node, wanted: Description, expected: int, done: Purged) -> None:
-    with progress("removing", expected) as tell:
+async def _remove(node: Node, wanted: Description, found: Found, done: Purged) -> None:
+    with progress("removing", found.artifacts + len(found.objects) + found.key_values) as tell:
+        for start in range(0, len(found.objects), AT_ONCE):
+            keys = found.objects[start : start + AT_ONCE]
+            await asyncio.gather(*(node.artifacts.delete(key) for key in keys))
+            done.objects += len(keys)
+            tell(done.objects)
         async for rows in _fitting(node, wanted):
             for start in range(0, len(rows), AT_ONCE):
                 chunk = rows[start : start + AT_ONCE]
                 await asyncio.gather(*(node.artifacts.delete(row.key) for row in chunk))
                 done.artifacts += len(chunk)
                 done.bytes += sum(row.size_bytes for row in chunk)
-                tell(done.artifacts)
+                tell(done.objects + done.artifacts)
         begins = wanted.key_values_prefix
         while begins is not None:
             count = await delete_key_values(node.key_value_database, begins, wanted.unused_since)
             if not count:
                 return
             done.key_values += count
-            tell(done.artifacts + done.key_values)
+            tell(done.objects + done.artifacts + done.key_values)

@@ -219,7 +219,7 @@ def _disk_and_store(found: Status) -> Iterator[str]:
         f"{disk.high_percent:g} % to {disk.target_percent:g} %; {disk.evicted:,} evicted{age}"
     )
     yield f"volume        {size(disk.free_bytes)} of {size(disk.volume_bytes)} free"
-    yield f"object store  {store.health}; {store.requests:,} requests in 5 minutes, {store.errors:,} failed"
+    yield f"object store  {store.health}; {store.requests:,} requests looked at, {store.errors:,} failed"
     waiting = f"{transfers.uploads:,} up, {transfers.downloads:,} down, {transfers.deletes:,} deletes"
     yield f"transfers     {waiting}; {transfers.in_work:,} in work, {transfers.parked:,} parked"
     for one in found.warnings[:5]:

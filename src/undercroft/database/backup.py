@@ -53,10 +53,16 @@ def artifacts_in(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def artifact_count(path: Path) -> int:
-    """How many artifacts the database has. Blocks."""
-    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-        count = connection.execute("SELECT count(*) FROM cache_artifacts").get
-        return int(str(count))
+    """How many artifacts the database has. Raises `DataDirectoryError` if it cannot be read. Blocks."""
+    try:
+        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+            count = connection.execute("SELECT count(*) FROM cache_artifacts").get
+            return int(str(count))
+    except apsw.Error as error:
+        raise DataDirectoryError(
+            f"cannot read {path}: {error}; `undercroft check` says what is wrong with it, "
+            "Operations in the documentation how to recover"
+        ) from error
 
 
 NEXT_ROWS = "SELECT key, size_bytes FROM cache_artifacts WHERE key > ? ORDER BY key LIMIT ?"

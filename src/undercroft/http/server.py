@@ -73,6 +73,8 @@ class HttpServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._sweep: asyncio.TimerHandle | None = None
+        self._turned_away = 0
+        """Connections for which there was no room, and of which nobody was told yet."""
         self._stopped = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -129,7 +131,14 @@ class HttpServer:
         self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
         for connection in tuple(self._connections):
             connection.look(now)
+        self._tell_of_turned_away()
         self._sweep = loop.call_later(self.limits.sweep_s, self._look)
+
+    def _tell_of_turned_away(self) -> None:
+        """Once in a sweep, however many there were."""
+        if self._turned_away:
+            count, self._turned_away = self._turned_away, 0
+            log.warning("connections_turned_away", count=count, max_connections=self.limits.max_connections)
 
     # --- for connections --------------------------------------------------------------------------
 
@@ -151,6 +160,7 @@ class HttpServer:
         slow = [(rate, one) for one in self._connections if (rate := one.slowness(now)) is not None]
         if not slow:
             newest.stop()
+            self._turned_away += 1
             return
         rate, slowest = min(slow, key=itemgetter(0))
         log.info("slow_body_ended", bytes_per_s=round(rate, 1), connections=len(self._connections))

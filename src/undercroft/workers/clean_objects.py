@@ -6,13 +6,14 @@ and what is not younger than the marker goes.
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 import msgspec
 
 from undercroft.errors import ObjectStoreError
-from undercroft.s3.object_store import ObjectStore, RemoteObject
+from undercroft.s3.object_store import ObjectStore
+from undercroft.s3.pages import pages_of
 from undercroft.s3.patience import in_time
 from undercroft.s3.transfers import S3Transfers
 from undercroft.workers.clean_jobs import CleanJob, CleanJobs
@@ -63,7 +64,7 @@ class ObjectStage:
             marker_at = await self._put_marker(marker)
             await self._jobs.mark(run.job, marker_at)
             run.job = msgspec.structs.replace(run.job, marker_at=marker_at)
-        async with aclosing(self._pages(run.prefix)) as pages:
+        async with aclosing(pages_of(self._store, run.prefix, ANSWER_S)) as pages:
             async for page in pages:
                 keys = [found.key for found in page if found.modified_at <= marker_at]
                 await self._delete_old(run, [key for key in keys if key != marker])
@@ -77,15 +78,6 @@ class ObjectStage:
         if found is None:
             raise ObjectStoreError(f"{key} was put and is not there")
         return end_of_tick(found.modified_at)
-
-    async def _pages(self, prefix: str) -> AsyncGenerator[list[RemoteObject], None]:
-        pages = self._store.list(prefix)
-        try:
-            while page := await in_time(_next(pages), ANSWER_S, f"list of {prefix}"):
-                yield [found for found in page[0] if found.key.startswith(prefix)]
-        finally:
-            if isinstance(pages, AsyncGenerator):
-                await pages.aclose()
 
     async def _delete_old(self, run: CleanRun, keys: Sequence[str]) -> None:
         old: list[str] = []
@@ -116,10 +108,3 @@ def end_of_tick(modified_at: int) -> int:
     younger than the marker. What is new is told by its artifact, not by that second.
     """
     return modified_at if modified_at % SECOND_US else modified_at + SECOND_US - 1
-
-
-async def _next(pages: AsyncIterator[list[RemoteObject]]) -> tuple[list[RemoteObject]] | None:
-    """The next page, in a tuple, because an empty one is not the end."""
-    async for page in pages:
-        return (page,)
-    return None
