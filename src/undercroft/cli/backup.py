@@ -89,7 +89,7 @@ def backup(
 
 
 def _new_directory(destination: Path, otherwise: str) -> Path:
-    """A directory beside it, to be renamed when it is complete; `otherwise` is advice if the name is taken."""
+    """A directory beside it, to be renamed when it is complete; `otherwise`: advice if it is taken."""
     if destination.exists():
         raise DataDirectoryError(f"{destination} is there already: {otherwise}")
     if not destination.absolute().parent.is_dir():
