@@ -129,6 +129,16 @@ def test_one_is_a_setting_and_not_settings(environment: dict[str, str]) -> None:
     assert problems().startswith("1 wrong setting: port")
 
 
+def test_settings_that_contradict_each_other_have_no_one_place(
+    environment: dict[str, str], toml: Path
+) -> None:
+    toml.write_text("[disk]\nhigh_watermark_percent = 50\n")
+    environment["UNDERCROFT_DISK__TARGET_PERCENT"] = "70"
+    message = problems({}, toml)
+    assert "disk.target_percent = 70.0 is above disk.high_watermark_percent = 50.0" in message
+    assert "set by" not in message
+
+
 def test_a_switch_is_no_number(toml: Path) -> None:
     toml.write_text("[disk]\nlimit_bytes = true\n[http]\nmax_connections = false\nmetrics = true\n")
     message = problems({}, toml)

@@ -210,9 +210,11 @@ async def test_deleted_while_it_is_fetched(served: ServedNode, proxy: FaultProxy
     await put_object(served, LARGE)
     proxy.set(Fault(bytes_per_s=5 << 20))
     async with served.connection() as connection:
-        await connection.send(f"GET {PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-        await connection.some()
+        await connection.send(f"GET {PATH} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        begun = await connection.some()
         assert (await served.client.delete(PATH)).status_code == 204
+        # Who began before reads the right bytes to their end.
+        assert (begun + await connection.rest()).endswith(LARGE)
         await hydrated(served)
     assert artifact_files(served.folder) == []
     assert (await served.client.get(PATH)).status_code == 404

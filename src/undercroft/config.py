@@ -254,8 +254,8 @@ def _name(detail: ErrorDetails) -> str:
 
 
 def _place(detail: ErrorDetails, layers: Layers, config_file: Path | None) -> str:
-    """Where to mend it, in brackets; empty for what nobody has set."""
-    name = _name(detail)
+    """Where to mend it, in brackets; empty for what nobody has set, or several settings together."""
+    name = "" if detail["type"] == CONTRADICTION else _name(detail)
     source = _source(layers, name) if name else "default"
     places = {"flag": "a flag", "environment": environment_name(name), "file": str(config_file)}
     return f" (set by {places[source]})" if source in places else ""

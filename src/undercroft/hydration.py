@@ -139,8 +139,8 @@ class Hydration:
     def unwanted(self) -> bool:
         """Whether what comes is outdated. Two point queries.
 
-        While a newer artifact is here nothing is published, so that who reads along may have the older one
-        to its end. Not so while a project is cleaned: then what is here would be replaced.
+        What is unwanted gets no name. While a newer artifact is here nothing gets it anyway, unless its
+        project is being cleaned: then what is here would be replaced.
         """
         cleaning = self._outdated.cleaning
         if cleaning.is_being_cleaned(self.key) or cleaning.cleanings(self.key) != self._cleanings:

@@ -129,4 +129,6 @@ async def to_its_end(work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         if not begun.done():
             await asyncio.wait([begun])
+            if not begun.cancelled():
+                begun.exception()  # who would have heard of it has gone
         raise

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from undercroft.api.request import Receive, Scope, Send
 from undercroft.errors import SiblingError
+from undercroft.http.exchange import TOO_SLOW
 from undercroft.processes.frames import Kind
 from undercroft.processes.place import Place
 from undercroft.processes.siblings import Siblings
@@ -134,6 +135,21 @@ async def test_a_client_that_leaves_is_seen_by_who_answers(places: list[Place]) 
     async with two(places, application) as (one, _):
         await one.hand_on(1, SCOPE, asked.receive, asked.send)
     assert kinds == ["http.request", "http.disconnect"]
+
+
+async def test_a_body_that_is_too_slow_is_known_as_that(places: list[Place]) -> None:
+    heard = []
+
+    async def application(_scope: Scope, receive: Receive, send: Send) -> None:
+        heard.extend([await receive(), await receive()])
+        await answer(send, 408, b"")
+
+    asked = Asked(b"begun", leaves=True)
+    asked.events[-1][TOO_SLOW] = True
+    async with two(places, application) as (one, _):
+        await one.hand_on(1, SCOPE, asked.receive, asked.send)
+    assert heard[1] == {"type": "http.disconnect", TOO_SLOW: True}
+    assert asked.answer[0]["status"] == 408
 
 
 async def test_nobody_there_is_no_answer(places: list[Place]) -> None:

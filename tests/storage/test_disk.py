@@ -18,7 +18,7 @@ from tests.support.disk_faults import ERRORS, fault
 from tests.support.folders import artifact_files, temporary_files
 from tests.support.leaks import open_files
 from undercroft.errors import ClosedError, DataDirectoryError
-from undercroft.storage.disk import Disk, is_full
+from undercroft.storage.disk import Disk, is_full, make_directory
 from undercroft.storage.open_file import READ_BYTES, sha256_of
 
 KEY = "acc/proj/xcode/ab/cd/abcdef"
@@ -83,6 +83,18 @@ def test_a_directory_with_something_in_it_stays(disk: Disk, tmp_path: Path) -> N
     assert disk.delete(KEY) is None
     assert inside.is_dir()
     assert temporary_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["no/such", "/proc/self/no/such"])
+def test_where_no_directory_can_be_made_nothing_is_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError):
+        make_directory(place)
 
 
 def test_one_of_many_threads_wins(disk: Disk, tmp_path: Path) -> None:

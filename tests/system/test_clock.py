@@ -24,6 +24,8 @@ SETTINGS = {"DISK__LIMIT_BYTES": str(40 * SIZE), "DISK__EVICTION_INTERVAL_MS": "
 # Of one processor, over a moment in which nobody asks for anything.
 IDLE_CPU = 0.5
 
+PENDING = "tuist_cache_sqlite_writer_pending_cas_artifacts"
+
 
 @pytest.fixture
 def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -68,6 +70,8 @@ def test_nothing_is_lost_and_what_was_used_last_stays(
                 found = client.get_ccache(f"{used:040x}")
                 assert found in (None, bytes([used % 256]) * SIZE)
                 used = used if found is not None else None
+                # Eviction is one worker's; what another one served it knows once that is committed.
+                eventually(lambda: client.metric(PENDING) == 0, "the use is committed")
             for _ in range(8):
                 put(client, number)
                 assert client.put_value(f"k{number}", str(number)).status == 204

@@ -374,7 +374,7 @@ def test_a_body_that_is_slow_makes_way_where_all_connections_are_taken(data_dir:
             return False
 
         eventually(is_served, "a slow body makes way for who comes")
-        (ended,) = select.select(slow, [], [], 0)[0]
+        (ended,) = select.select(slow, [], [], 10)[0]
         status, body = answer(ended)
         assert (status, b"others need this one" in body) == (408, True)
         assert node.stop() == 0

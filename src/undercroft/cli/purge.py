@@ -126,6 +126,11 @@ class Found(NamedTuple):
         """How many of them are here."""
         return sum(group.artifacts for group in self.groups)
 
+    def as_outcome(self) -> Purged:
+        """What it would be if all of that went."""
+        total = sum(group.bytes for group in self.groups)
+        return Purged(self.artifacts, total, self.key_values, len(self.objects), complete=not self.unseen)
+
 
 def purge(  # noqa: PLR0917  # options of a command, which typer passes by name
     project: Annotated[str | None, typer.Option(help="ACCOUNT/PROJECT")] = None,
@@ -148,36 +153,28 @@ def purge(  # noqa: PLR0917  # options of a command, which typer passes by name
     """
     with told():
         wanted = _described(project, kind, prefix, unused, everything=everything)
-        done = Purged()
 
         async def act(node: Node) -> None:
             found = await _look(node, wanted)
-            if not as_json:
-                _show(found)
-            if found.unseen:
-                done.complete = False
-                typer.echo(f"what only the object store has stays: {found.unseen}; try again later", err=True)
-            if dry_run or not any((found.artifacts, found.key_values, found.objects)):
-                done.artifacts, done.key_values, done.objects = (
-                    found.artifacts,
-                    found.key_values,
-                    len(found.objects),
-                )
-                done.bytes = sum(group.bytes for group in found.groups)
-                return
-            if not yes:
-                await _ask(as_json)
-            await _remove(node, wanted, found, done)
+            _show(found, as_json)
+            done = found.as_outcome()
+            if not dry_run and any((found.artifacts, found.key_values, found.objects)):
+                if not yes:
+                    await _ask(as_json)
+                done = await _remove(node, wanted, found)
+            _tell(done, dry_run, as_json)
 
         with_data(settings_of(data_dir, config), act)
+
+
+def _tell(done: Purged, dry_run: bool, as_json: bool) -> None:
+    """Says what went. Raises `typer.Exit` if the object store could not be looked into."""
     if as_json:
         print_json({"dry_run": dry_run, **msgspec.to_builtins(done)})
     elif not dry_run:
         objects = f", {done.objects:,} objects" if done.objects else ""
-        typer.echo(
-            f"removed {done.artifacts:,} artifacts, {size(done.bytes)}{objects}, "
-            f"and {done.key_values:,} key values"
-        )
+        went = f"{done.artifacts:,} artifacts, {size(done.bytes)}{objects}"
+        typer.echo(f"removed {went}, and {done.key_values:,} key values")
     if not done.complete:
         raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -254,7 +251,11 @@ async def _look(node: Node, wanted: Description) -> Found:
     return Found(groups, key_values, objects, unseen)
 
 
-def _show(found: Found) -> None:
+def _show(found: Found, as_json: bool) -> None:
+    if found.unseen:
+        typer.echo(f"what only the object store has stays: {found.unseen}; try again later", err=True)
+    if as_json:
+        return
     if found.groups:
         rows = (
             (g.project, g.kind, f"{g.artifacts:,}", size(g.bytes), moment(g.last_used_at))
@@ -268,7 +269,8 @@ def _show(found: Found) -> None:
     typer.echo(f"{found.artifacts:,} artifacts and {found.key_values:,} key values fit")
 
 
-async def _remove(node: Node, wanted: Description, found: Found, done: Purged) -> None:
+async def _remove(node: Node, wanted: Description, found: Found) -> Purged:
+    done = Purged(complete=not found.unseen)
     with progress("removing", found.artifacts + len(found.objects) + found.key_values) as tell:
         for start in range(0, len(found.objects), AT_ONCE):
             keys = found.objects[start : start + AT_ONCE]
@@ -286,6 +288,7 @@ async def _remove(node: Node, wanted: Description, found: Found, done: Purged) -
         while begins is not None:
             count = await delete_key_values(node.key_value_database, begins, wanted.unused_since)
             if not count:
-                return
+                break
             done.key_values += count
             tell(done.objects + done.artifacts + done.key_values)
+    return done

@@ -26,6 +26,8 @@ class Kind(enum.IntEnum):
     """Asks for the sums of one worker, and answers."""
     STATUS = 8
     """Asks for the status of one worker, and answers."""
+    TOO_SLOW = 9
+    """The body comes too slowly, and no more of it will be read."""
 
 
 class Frame(NamedTuple):

@@ -12,6 +12,7 @@ import structlog
 
 from undercroft.api.request import Receive, Scope, Send
 from undercroft.errors import SiblingError, UndercroftError
+from undercroft.http.exchange import TOO_SLOW
 from undercroft.processes import frames
 from undercroft.processes.frames import Frame, Kind
 from undercroft.processes.place import Place
@@ -135,8 +136,8 @@ class Siblings:
     ) -> None:
         async def receive() -> dict[str, Any]:
             frame = await frames.read(reader)
-            if frame is None:
-                return {"type": "http.disconnect"}
+            if frame is None or frame.kind is Kind.TOO_SLOW:
+                return {"type": "http.disconnect", TOO_SLOW: frame is not None}
             return {"type": "http.request", "body": frame.data, "more_body": frame.kind is Kind.BODY}
 
         async def send(event: Any) -> None:
@@ -216,6 +217,8 @@ async def _send_body(receive: Receive, writer: asyncio.StreamWriter) -> None:
         while more:
             event = await receive()
             if event["type"] != "http.request":
+                if event.get(TOO_SLOW):
+                    frames.write(writer, Kind.TOO_SLOW)
                 if not writer.is_closing():
                     writer.write_eof()
                 return

@@ -329,19 +329,26 @@ def _with_parents(path: str, act: Callable[[], object]) -> bool:
     try:
         act()
     except FileNotFoundError:
-        _make_directory(os.path.dirname(path))
+        make_directory(os.path.dirname(path))
         act()
         return True
     return False
 
 
-def _make_directory(path: str) -> None:
-    """With those it is in; that it is there already is fine, as somebody else may be making it."""
+def make_directory(path: str) -> None:
+    """Makes it and those it is in; that it is there already is fine: somebody else may be making it."""
+    try:
+        _make_in_place(path)
+    except FileNotFoundError:
+        if not (above := os.path.dirname(path)):
+            raise  # not even the directory that one is in
+        make_directory(above)
+        _make_in_place(path)
+
+
+def _make_in_place(path: str) -> None:
     try:
         os.mkdir(path)
-    except FileNotFoundError:
-        _make_directory(os.path.dirname(path))
-        _make_directory(path)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
