@@ -115,7 +115,7 @@ def test_of_a_stopped_node(node: NodeProcess, nobody: str, monkeypatch: pytest.M
     assert (found["running"], found["artifacts"], found["left_over"]) == (False, 1, ["key_values.spill"])
 
 
-@pytest.mark.parametrize("content", [b"", b"no database " * 500], ids=["empty", "foreign"])
+@pytest.mark.parametrize("content", [b"", b"no database " * 500], ids=["empty", "no database"])
 @pytest.mark.parametrize("command", ["status", "scrub", "backup"])
 def test_of_a_stopped_node_whose_database_cannot_be_read(
     node: NodeProcess, nobody: str, monkeypatch: pytest.MonkeyPatch, command: str, content: bytes

@@ -333,6 +333,20 @@ def trickle(one: socket.socket) -> bytes | None:
         return b""
 
 
+def last_words(tricklers: list[socket.socket], timeout_s: float = 30) -> list[bytes]:
+    """What the node says when it ends them, all of whom send a byte now and then until it does."""
+    said: dict[socket.socket, bytes] = {}
+
+    def all_ended() -> bool:
+        for one in tricklers:
+            if one not in said and (last := trickle(one)) is not None:
+                said[one] = last
+        return len(said) == len(tricklers)
+
+    eventually(all_ended, "the node ends every connection", timeout_s)
+    return list(said.values())
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_bodies_that_trickle_are_ended(data_dir: Path, workers: int) -> None:
     """They would keep the room for what they have announced as long as they like."""
@@ -344,16 +358,8 @@ def test_bodies_that_trickle_are_ended(data_dir: Path, workers: int) -> None:
         for number, one in enumerate(tricklers):
             one.sendall(put(f"/ccache/acme/app/trickle{number}", b"x", large))
             one.setblocking(False)
-        said: dict[socket.socket, bytes] = {}
-
-        def all_ended() -> bool:
-            for one in tricklers:
-                if one not in said and (last := trickle(one)) is not None:
-                    said[one] = last
-            return len(said) == len(tricklers)
-
-        eventually(all_ended, "the node ends every connection")
-        assert any(last.startswith(b"HTTP/1.1 408 ") and b"too slowly" in last for last in said.values())
+        said = last_words(tricklers)
+        assert any(last.startswith(b"HTTP/1.1 408 ") and b"too slowly" in last for last in said)
         with Client(node.url) as client:
             for number in range(5):  # all the room there is
                 assert client.request("PUT", f"/ccache/acme/app/whole{number}", bytes(large)).status == 201
@@ -389,16 +395,8 @@ def test_headers_that_trickle_are_ended(data_dir: Path, campaign: Campaign) -> N
         for one in slow:
             one.sendall(b"GET /up HTTP/1.1\r\nx: ")
             one.setblocking(False)
-        said: dict[socket.socket, bytes] = {}
-
-        def all_ended() -> bool:
-            for one in slow:
-                if one not in said and (last := trickle(one)) is not None:
-                    said[one] = last
-            return len(said) == len(slow)
-
-        eventually(all_ended, "the node ends every connection", timeout_s=60)
-        for last in said.values():
+        said = last_words(slow, timeout_s=60)
+        for last in said:
             assert last.startswith(b"HTTP/1.1 408 "), last
         campaign.checked("answers", len(said))
         assert node.stop() == 0

@@ -46,7 +46,8 @@ def doctor(
         settings = settings_of(data_dir, config)
     except WrongSettingsError as error:
         findings = [
-            problem("settings", one, "mend it; docs/configuration.md has them all") for one in error.problems
+            problem("settings", one, "mend it: Configuration in the documentation has them all")
+            for one in error.problems
         ]
     else:
         for examine in EXAMINATIONS:
